@@ -1,0 +1,88 @@
+"""Everything that can go wrong, in one tree.
+
+    RlaifError
+    ├── SetupError              your setup is wrong: never retried, one clear line, exit code 2
+    │   └── StoreError          the call store cannot be opened or written
+    ├── CallError               one call failed: recorded, counted, never a label
+    │   ├── CallRejected        asking again would not help (bad request, no such model, refused key)
+    │   └── CallTransient       asking again may help (timeout, 5xx, cut connection)
+    │       └── CallRateLimited the provider asks us to wait
+    └── TooManyFailures         more calls failed than the config allows: exit code 3
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class RlaifError(Exception):
+    """Root of the tree; nothing raises it directly."""
+
+    exit_code = 1
+
+
+class SetupError(RlaifError):
+    """The user's setup is wrong. The message is one line: where, what was found, how to mend it."""
+
+    exit_code = 2
+
+    def __init__(
+        self,
+        problem: str,
+        *,
+        fix: str = "",
+        file: str | Path | None = None,
+        line: int | None = None,
+        field: str = "",
+    ) -> None:
+        place = str(file) if file is not None else ""
+        if line is not None:
+            place += f":{line}" if place else f"line {line}"
+        parts = [part for part in (place, field, problem) if part]
+        text = ": ".join(parts)
+        if fix:
+            text += f" ({fix})"
+        super().__init__(" ".join(text.split()))
+        self.problem = problem
+        self.fix = fix
+        self.file = file
+        self.line = line
+        self.field = field
+
+
+class StoreError(SetupError):
+    """The call store cannot be opened or written."""
+
+
+class CallError(RlaifError):
+    """One call to a model failed. It never becomes a label."""
+
+    reason = "call_failed"
+
+
+class CallRejected(CallError):
+    """The provider will answer the same again: bad request, unknown model, wrong key."""
+
+    reason = "rejected"
+
+
+class CallTransient(CallError):
+    """The provider may answer next time: timeout, 5xx, cut connection."""
+
+    reason = "transient"
+
+
+class CallRateLimited(CallTransient):
+    """The provider asks us to wait `wait_s` seconds (None: it did not say how long)."""
+
+    reason = "rate_limited"
+
+    def __init__(self, message: str, wait_s: float | None = None) -> None:
+        super().__init__(message)
+        self.wait_s = wait_s
+
+
+class TooManyFailures(RlaifError):
+    """More calls failed, or more comparisons ended unscored, than the config allows."""
+
+    exit_code = 3

@@ -1,0 +1,183 @@
+"""The data on its way: Prompt -> Response -> Judgment -> Comparison -> PreferenceGroup.
+
+Every type here is written to disk, so every one is frozen and refuses unknown fields.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Record(BaseModel):
+    """Base of everything that is written to disk."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+Probability = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
+Role = Literal["system", "user", "assistant"]
+Split = Literal["train", "test"]
+Outcome = Literal["A", "B", "tie", "unscored"]
+Order = Literal["forward", "swapped"]
+
+
+class Message(Record):
+    role: Role
+    content: str
+
+
+class Prompt(Record):
+    """A conversation that ends with a user's turn."""
+
+    id: str
+    messages: tuple[Message, ...] = Field(min_length=1)
+    tags: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _ends_with_user(self) -> Self:
+        if self.messages[-1].role != "user":
+            raise ValueError("the last message of a prompt must be the user's")
+        return self
+
+
+class Response(Record):
+    """One sampled answer of the policy to a prompt."""
+
+    id: str
+    """`<prompt id>/<index>`; unique in a run."""
+    prompt_id: str
+    text: str
+    finish_reason: str
+    """`stop`, or `length` where the token limit cut the answer."""
+    model: str
+    """Identity of the policy that gave it."""
+    call: str
+    """Key of the stored call that holds it."""
+
+
+class Judgment(Record):
+    """One verdict: one call, in one order, under one principle."""
+
+    comparison_id: str
+    principle_id: str
+    order: Order
+    p_first: Probability | None
+    """P(the comparison's *first* response is preferred), already turned back if the order was
+    swapped; None if unscored."""
+    label_mass: Probability | None
+    """Probability that the offered labels held together before renormalising; None for verdicts
+    read from text."""
+    reason: str = ""
+    """Why it is unscored; empty if it is scored."""
+    call: str
+    """Key of the stored call that holds the verdict."""
+
+    @model_validator(mode="after")
+    def _scored_or_reasoned(self) -> Self:
+        if (self.p_first is None) != bool(self.reason):
+            raise ValueError("a judgment has either a probability or a reason for having none")
+        return self
+
+
+class Comparison(Record):
+    """Two responses to one prompt and what the judge made of them over all orders and principles."""
+
+    id: str
+    prompt_id: str
+    first: str
+    """Response id; the forward order shows it as A."""
+    second: str
+    outcome: Outcome
+    p_first: Probability | None
+    """Weighted mean of the principles' votes; None if unscored."""
+    votes: Mapping[str, Probability]
+    """Principle id -> P(first preferred) averaged over the orders; scored principles only."""
+    orders: int = 2
+    """How many orders each principle was asked in."""
+    reason: str = ""
+
+    @model_validator(mode="after")
+    def _scored_or_reasoned(self) -> Self:
+        if (self.outcome == "unscored") != (self.p_first is None) or (
+            self.outcome == "unscored"
+        ) != bool(self.reason):
+            raise ValueError("a comparison is unscored with a reason, or scored with a probability")
+        return self
+
+
+class WeightedComparison(Record):
+    """A labelled pair inside a group: indices into the group's responses."""
+
+    first: int = Field(ge=0)
+    second: int = Field(ge=0)
+    p_first: Probability
+    weight: float = Field(default=1.0, gt=0.0)
+
+
+class PreferenceGroup(Record):
+    """A prompt, its K responses and the comparisons between them: the unit that training reads.
+
+    A human pair is a group with K = 2 and one comparison of p_first = 1.
+    """
+
+    prompt: Prompt
+    responses: tuple[str, ...] = Field(min_length=2)
+    comparisons: tuple[WeightedComparison, ...] = Field(min_length=1)
+    split: Split
+    labeler: str
+    """Who gave the labels: the judge's identity, or `human`."""
+
+    @model_validator(mode="after")
+    def _indices_exist(self) -> Self:
+        for c in self.comparisons:
+            if c.first == c.second or max(c.first, c.second) >= len(self.responses):
+                raise ValueError(
+                    f"comparison ({c.first}, {c.second}) does not name two of the "
+                    f"{len(self.responses)} responses"
+                )
+        return self
+
+
+class Sampling(Record):
+    """What shapes the answer; part of a call's key."""
+
+    max_tokens: int = Field(gt=0)
+    temperature: float = Field(ge=0.0)
+    top_p: float = Field(default=1.0, gt=0.0, le=1.0)
+    n: int = Field(default=1, ge=1)
+    """Answers asked for in one call."""
+    seed: int | None = None
+    top_logprobs: int = Field(default=0, ge=0, le=20)
+    """How many alternatives of the *first* answered token to return; 0: none."""
+
+
+class ChatRequest(Record):
+    """One call, content-addressed: no transport settings, no key, no address."""
+
+    model: str
+    """Identity of the model (see `ChatModel.identity`)."""
+    messages: tuple[Message, ...]
+    sampling: Sampling
+    repeat: int = 0
+    """Asks the same again for another independent answer."""
+
+
+class TokenLogprob(Record):
+    token: str
+    logprob: float
+
+
+class Choice(Record):
+    text: str
+    finish_reason: str
+    first_token: tuple[TokenLogprob, ...] = ()
+    """Alternatives of the first token, likeliest first; empty where the server gives none."""
+
+
+class ChatReply(Record):
+    choices: tuple[Choice, ...] = Field(min_length=1)
+    prompt_tokens: int
+    completion_tokens: int
