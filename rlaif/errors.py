@@ -1,13 +1,13 @@
 """Everything that can go wrong, in one tree.
 
-    RlaifError
-    ├── SetupError              your setup is wrong: never retried, one clear line, exit code 2
-    │   └── StoreError          the call store cannot be opened or written
-    ├── CallError               one call failed: recorded, counted, never a label
-    │   ├── CallRejected        asking again would not help (bad request, no such model, refused key)
-    │   └── CallTransient       asking again may help (timeout, 5xx, cut connection)
-    │       └── CallRateLimited the provider asks us to wait
-    └── TooManyFailures         more calls failed than the config allows: exit code 3
+RlaifError
+├── SetupError              your setup is wrong: never retried, one clear line, exit code 2
+│   └── StoreError          the call store cannot be opened or written
+├── CallError               one call failed: recorded, counted, never a label
+│   ├── CallRejected        asking again would not help (bad request, no such model, refused key)
+│   └── CallTransient       asking again may help (timeout, 5xx, cut connection)
+│       └── CallRateLimited the provider asks us to wait
+└── TooManyFailures         more calls failed than the config allows: exit code 3
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ Probability = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
 Role = Literal["system", "user", "assistant"]
 Split = Literal["train", "test"]
 Outcome = Literal["A", "B", "tie", "unscored"]
-Order = Literal["forward", "swapped"]
+Order = Literal["forward", "swapped", "none"]
 
 
 class Message(Record):
@@ -59,11 +59,12 @@ class Response(Record):
 
 
 class Judgment(Record):
-    """One verdict: one call, in one order, under one principle."""
+    """One verdict: in one order, under one principle."""
 
     comparison_id: str
     principle_id: str
     order: Order
+    """`none` where each response was asked about by itself (pointwise)."""
     p_first: Probability | None
     """P(the comparison's *first* response is preferred), already turned back if the order was
     swapped; None if unscored."""
@@ -72,8 +73,8 @@ class Judgment(Record):
     read from text."""
     reason: str = ""
     """Why it is unscored; empty if it is scored."""
-    call: str
-    """Key of the stored call that holds the verdict."""
+    calls: tuple[str, ...]
+    """Keys of the calls behind it, in the order asked: critiques or rationale, then the verdict."""
 
     @model_validator(mode="after")
     def _scored_or_reasoned(self) -> Self:
@@ -83,7 +84,7 @@ class Judgment(Record):
 
 
 class Comparison(Record):
-    """Two responses to one prompt and what the judge made of them over all orders and principles."""
+    """Two responses to one prompt, and the judge's verdict over all orders and principles."""
 
     id: str
     prompt_id: str
@@ -95,8 +96,8 @@ class Comparison(Record):
     """Weighted mean of the principles' votes; None if unscored."""
     votes: Mapping[str, Probability]
     """Principle id -> P(first preferred) averaged over the orders; scored principles only."""
-    orders: int = 2
-    """How many orders each principle was asked in."""
+    orders: int = Field(ge=1, le=2)
+    """In how many orders each principle was asked; 1 for pointwise."""
     reason: str = ""
 
     @model_validator(mode="after")

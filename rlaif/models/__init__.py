@@ -1,0 +1,1 @@
+"""Chat models, named by one string, behind one client."""

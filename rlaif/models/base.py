@@ -17,6 +17,13 @@ class ChatModel(ABC):
     gives_logprobs: bool
     """Whether answers can carry the first token's alternatives."""
 
+    max_n: int
+    """Most answers that one request may ask for."""
+
+    async def check(self) -> None:  # noqa: B027  optional: most have nothing to ask
+        """Asks for something free before paid work starts. Raises SetupError when the model
+        cannot be used as it is set up. The default has nothing to ask."""
+
     @abstractmethod
     async def ask(self, request: ChatRequest) -> ChatReply:
         """Answer one request with `request.sampling.n` choices.
@@ -24,5 +31,13 @@ class ChatModel(ABC):
         Raises CallRejected, CallTransient or CallRateLimited. It never retries: one client does.
         """
 
-    async def aclose(self) -> None:
+    async def aclose(self) -> None:  # noqa: B027  optional
         """Give connections back. The default has none."""
+
+
+def retry_after_s(header: str | None) -> float | None:
+    """Seconds from a Retry-After header; None if it is absent or a date."""
+    try:
+        return float(header) if header is not None else None
+    except ValueError:
+        return None

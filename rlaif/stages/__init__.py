@@ -1,0 +1,11 @@
+"""One file a stage: a typed config and `run`. No stage imports another; the recipe orders them."""
+
+ORDER = {
+    "sample": "Sample K answers of the policy to every prompt.",
+    "judge": "Compare every two answers under the constitution's principles.",
+    "pairs": "Turn comparisons into preference groups and a dataset.",
+    "train-rm": "Train a reward model on the preference groups.",
+    "train-dpo": "Train a policy by DPO on the same groups.",
+    "compare": "Compare the reward model, the DPO policy and the start policy.",
+}
+"""The stages of a run, in order, and what each does. Free of imports: `rlaif --help` reads it."""

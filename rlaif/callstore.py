@@ -1,0 +1,101 @@
+"""Every answered call, kept: content-addressed, committed before anything uses it."""
+
+from __future__ import annotations
+
+import hashlib
+import sqlite3
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from rlaif.errors import StoreError
+from rlaif.files import canonical
+from rlaif.types import ChatReply, ChatRequest
+
+SCHEMA_VERSION = 1
+
+
+def call_key(request: ChatRequest) -> str:
+    """sha256 (hex) of the request's canonical JSON."""
+    return hashlib.sha256(_request_json(request).encode()).hexdigest()
+
+
+def _request_json(request: ChatRequest) -> str:
+    return canonical(request.model_dump(mode="json"))
+
+
+class CallStore:
+    """A SQLite file (WAL). Only replies are stored: a failed call is asked again next time.
+
+    `synchronous=NORMAL`: a commit survives a kill of the process at any moment; after a power cut
+    the last commits may be missing, never torn.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._db = sqlite3.connect(path, timeout=60, isolation_level=None)
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=NORMAL")
+            version = self._db.execute("PRAGMA user_version").fetchone()[0]
+            if version not in (0, SCHEMA_VERSION):
+                raise StoreError(
+                    f"was written by another version of rlaif (format {version})",
+                    file=path,
+                    fix="use that version, or another --out",
+                )
+            self._db.execute(
+                "CREATE TABLE IF NOT EXISTS calls (key TEXT PRIMARY KEY, request TEXT NOT NULL,"
+                " reply TEXT NOT NULL, seconds REAL NOT NULL, created TEXT NOT NULL"
+                " DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ'))) WITHOUT ROWID"
+            )
+            self._db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+        except (sqlite3.Error, OSError) as e:
+            raise StoreError(
+                f"the call store cannot be opened: {e}",
+                file=path,
+                fix="check that the disk has space and the file is ours",
+            ) from e
+
+    def get(self, key: str) -> ChatReply | None:
+        """The stored reply, or None if this call was never answered."""
+        row = self._db.execute("SELECT reply FROM calls WHERE key = ?", (key,)).fetchone()
+        return ChatReply.model_validate_json(row[0]) if row else None
+
+    def put(self, request: ChatRequest, reply: ChatReply, seconds: float) -> None:
+        """Commits a reply; returns when it is in the file. Raises StoreError (disk full, …)."""
+        try:
+            self._db.execute(
+                "INSERT OR IGNORE INTO calls (key, request, reply, seconds) VALUES (?, ?, ?, ?)",
+                (
+                    call_key(request),
+                    _request_json(request),
+                    canonical(reply.model_dump(mode="json")),
+                    seconds,
+                ),
+            )
+        except sqlite3.Error as e:
+            raise StoreError(
+                f"an answered call could not be stored: {e}",
+                file=self.path,
+                fix="free some disk space and run the same command again; nothing stored is lost",
+            ) from e
+
+    def __len__(self) -> int:
+        count: int = self._db.execute("SELECT count(*) FROM calls").fetchone()[0]
+        return count
+
+    def close(self) -> None:
+        self._db.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        self.close()

@@ -1,0 +1,93 @@
+"""A run's config: a YAML file, and `a.b=value` from the command line on top."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel
+
+from rlaif.errors import SetupError
+from rlaif.yamlfile import YamlFile, field_names, validate
+
+M = TypeVar("M", bound=BaseModel)
+COMMAND_LINE = "command line"
+
+
+def load_config(path: Path, overrides: Sequence[str], model: type[M]) -> M:
+    """The file with the overrides applied, as `model`.
+
+    Raises SetupError: file and line for a mistake in the file, `command line` for one in an
+    override; for an unknown field the nearest known one.
+    """
+    source = YamlFile(path)
+    for override in overrides:
+        _apply(override, source.value, model)
+    try:
+        return validate(model, source.value, source)
+    except SetupError as e:
+        set_here = any(e.field == o.partition("=")[0] for o in overrides)
+        if set_here:
+            raise SetupError(e.problem, fix=e.fix, file=COMMAND_LINE, field=e.field) from e
+        raise
+
+
+def _apply(override: str, value: dict[str, Any], model: type[BaseModel]) -> None:
+    name, equals, text = override.partition("=")
+    if not equals or not name:
+        raise SetupError(
+            f"{override!r} is not an override", file=COMMAND_LINE, fix="write section.field=value"
+        )
+    steps = name.split(".")
+    target = value
+    for i, step in enumerate(steps):
+        known = field_names(model, steps[:i])
+        if step not in known:
+            near = difflib.get_close_matches(step, known, n=1, cutoff=0.4)
+            raise SetupError(
+                f"no such field {step!r}",
+                file=COMMAND_LINE,
+                field=name,
+                fix=f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}",
+            )
+        if i < len(steps) - 1:
+            inner = target.setdefault(step, {})
+            if not isinstance(inner, dict):
+                raise SetupError(
+                    f"{step!r} has no fields of its own", file=COMMAND_LINE, field=name
+                )
+            target = inner
+    try:
+        target[steps[-1]] = yaml.safe_load(text) if text else None
+    except yaml.YAMLError as e:
+        raise SetupError(f"found {text!r}", file=COMMAND_LINE, field=name, fix="not a value") from e
+
+
+def dump_config(config: BaseModel) -> str:
+    """YAML in the form that `load_config` reads back."""
+    return yaml.safe_dump(
+        config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100
+    )
+
+
+def differences(one: Any, other: Any, at: str = "") -> Iterator[str]:
+    """`field: was X, is Y` for each leaf that differs between two plain values."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        for key in sorted({*one, *other}):
+            yield from differences(one.get(key), other.get(key), f"{at}.{key}" if at else str(key))
+    elif one != other:
+        yield f"{at}: {one!r} there, {other!r} now"
+
+
+def describe(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str, str]]:
+    """(dotted name, default, documentation) of every field, sections opened."""
+    for name, field in model.model_fields.items():
+        annotation = field.annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            yield from describe(annotation, f"{prefix}{name}.")
+            continue
+        default = "required" if field.is_required() else repr(field.default)
+        yield f"{prefix}{name}", default, " ".join((field.description or "").split())

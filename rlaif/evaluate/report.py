@@ -1,0 +1,108 @@
+"""Writes a run's report: report.json and report.html."""
+
+from __future__ import annotations
+
+import json
+import os
+from importlib import resources
+from pathlib import Path
+
+from jinja2 import Environment, StrictUndefined
+
+from rlaif.errors import SetupError
+from rlaif.evaluate.headline import find_warnings, headline
+from rlaif.evaluate.schema import Report, StageCost
+from rlaif.evaluate.wording import amount, duration, number, percent, reasons, share, unbroken
+
+__all__ = ["draw_summary", "find_warnings", "headline", "render_html", "write_report"]
+
+STAGES = ("sample", "revise", "judge", "pairs", "train-rm", "train-dpo", "compare")
+"""The order that stages are shown in; any other follows by name."""
+
+
+def write_report(report: Report, directory: Path) -> None:
+    """Write `report.json` (keys sorted) and `report.html` (self-contained) into `directory`.
+
+    Each file appears whole or not at all; the same report gives the same bytes. A report with
+    training in it needs matplotlib. Raises SetupError where a file cannot be written or matplotlib
+    is not installed.
+    """
+    data = json.dumps(report.model_dump(mode="json"), indent=2, sort_keys=True, ensure_ascii=False)
+    page = render_html(report)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        _replace(directory / "report.json", data + "\n")
+        _replace(directory / "report.html", page)
+    except OSError as error:
+        raise SetupError(
+            f"the report cannot be written: {error.strerror}",
+            fix="free some disk space or choose another directory",
+            file=directory,
+        ) from error
+
+
+def render_html(report: Report) -> str:
+    """The report as one HTML page: no script, nothing loaded from elsewhere, every text escaped."""
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {
+        "amount": amount,
+        "duration": duration,
+        "number": number,
+        "percent": percent,
+        "reasons": reasons,
+        "share": share,
+        "unbroken": unbroken,
+    }
+    source = resources.files("rlaif.evaluate").joinpath("report.html.j2").read_text("utf-8")
+    return environment.from_string(source).render(
+        report=report,
+        sentences=headline(report),
+        figures=_figures(report),
+        stages=_in_order(report),
+        total=_total(report),
+    )
+
+
+def draw_summary(report: Report, path_png: Path) -> None:
+    """Write the run's main figure as PNG (see `plots.draw_summary`)."""
+    from rlaif.evaluate import plots
+
+    plots.draw_summary(report, path_png)
+
+
+def _figures(report: Report) -> dict[str, str]:
+    if report.reward_model is None and report.dpo is None:
+        return {}  # labels alone are reported by the base install, which has no matplotlib
+    try:
+        from rlaif.evaluate import plots
+    except ModuleNotFoundError as error:
+        raise SetupError(
+            f"the report of a trained model needs {error.name}", fix="pip install 'rlaif[train]'"
+        ) from error
+    return plots.figures(report)
+
+
+def _in_order(report: Report) -> list[tuple[str, StageCost]]:
+    known = [stage for stage in STAGES if stage in report.cost]
+    return [
+        (stage, report.cost[stage]) for stage in [*known, *sorted(set(report.cost) - set(known))]
+    ]
+
+
+def _total(report: Report) -> StageCost:
+    costs = [cost.model_dump() for cost in report.cost.values()]
+    return StageCost(**{key: sum(cost[key] for cost in costs) for key in StageCost.model_fields})
+
+
+def _replace(path: Path, text: str) -> None:
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)

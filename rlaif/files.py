@@ -1,0 +1,146 @@
+"""Finding, hashing and writing files: what every floor above needs of a disk."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from rlaif.errors import SetupError
+
+PACKAGE = Path(__file__).resolve().parent
+Kind = Literal["constitutions", "prompts", "prompts/sets", "recipes"]
+M = TypeVar("M", bound=BaseModel)
+
+
+def packaged(kind: Kind) -> Path:
+    """Folder of our own files of that kind: in the wheel, or beside the package in a checkout."""
+    if kind == "recipes":
+        return PACKAGE / "recipes"
+    installed = PACKAGE / "data" / kind
+    return installed if installed.is_dir() else PACKAGE.parent / kind
+
+
+def find(kind: Kind, name: str, suffix: str) -> Path:
+    """The file that `name` means: a path, then the working directory's folder, then our own copy.
+
+    Raises SetupError that lists the known names.
+    """
+    file_name = name if name.endswith(suffix) else name + suffix
+    candidates = [
+        Path(name).expanduser(),
+        Path(file_name).expanduser(),
+        Path(kind) / file_name,
+        packaged(kind) / file_name,
+    ]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    known = ", ".join(
+        p.name.removesuffix(suffix) for p in sorted(packaged(kind).glob("*" + suffix))
+    )
+    raise SetupError(
+        f"{name!r} is neither a file nor one of ours",
+        fix=f"give a path, or one of: {known}",
+        field=kind,
+    )
+
+
+def canonical(value: Any) -> str:
+    """JSON with one spelling for one value: sorted keys, no spaces, no NaN."""
+    return json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    )
+
+
+def digest(value: Any) -> str:
+    """sha256 (hex) of the canonical JSON of a value."""
+    return hashlib.sha256(canonical(value).encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turns a full or read-only disk into one clear line."""
+    try:
+        yield
+    except OSError as e:
+        if e.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise SetupError(
+                "no disk space left",
+                file=path,
+                fix="free some space and run the same command again",
+            ) from e
+        if e.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+            raise SetupError(
+                f"cannot be written: {e.strerror}", file=path, fix="choose another --out"
+            ) from e
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes the whole file or leaves the old one: a kill never leaves half."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """As `write_text`, for bytes."""
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as f:
+                f.write(data)
+            Path(temporary).chmod(0o644)
+            Path(temporary).replace(path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+
+
+def write_jsonl(path: Path, records: Iterable[BaseModel]) -> None:
+    """One record a line, in the order given."""
+    write_text(path, "".join(canonical(r.model_dump(mode="json")) + "\n" for r in records))
+
+
+def read_jsonl(path: Path, model: type[M]) -> list[M]:
+    """Records that `write_jsonl` wrote. Raises SetupError with the line of the first bad row."""
+    if not path.is_file():
+        raise SetupError(
+            "is not there", file=path, fix="run the stage that writes it first, with the same --out"
+        )
+    records = []
+    with path.open(encoding="utf-8") as f:
+        for number, line in enumerate(f, 1):
+            try:
+                records.append(model.model_validate_json(line))
+            except ValidationError as e:
+                first = e.errors()[0]
+                raise SetupError(
+                    first["msg"],
+                    file=path,
+                    line=number,
+                    field=".".join(map(str, first["loc"])),
+                    fix="the file was changed by hand or cut; delete it and run its stage again",
+                ) from e
+    return records
+
+
+def need_space(directory: Path, megabytes: int) -> None:
+    """Raises SetupError before a long task when the disk cannot hold what it will write."""
+    directory.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(directory).free // 2**20
+    if free < megabytes:
+        raise SetupError(
+            f"{free} MB free on this disk, the run needs about {megabytes} MB",
+            file=directory,
+            fix="free some space or choose another --out",
+        )

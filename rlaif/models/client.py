@@ -1,0 +1,120 @@
+"""The one caller of models: owns the window of calls in flight, retries, the store and the bill."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import tenacity
+
+from rlaif.callstore import CallStore, call_key
+from rlaif.errors import CallError, CallRateLimited, CallTransient
+from rlaif.models.base import ChatModel
+from rlaif.types import ChatReply, ChatRequest
+
+Answer = ChatReply | CallError
+
+
+@dataclass
+class Bill:
+    """What a stage asked for. Tokens count every answer used, from the model or from the store."""
+
+    calls_made: int = 0
+    """Answered by the model in this run."""
+    calls_from_store: int = 0
+    calls_failed: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+    def add_reply(self, reply: ChatReply, *, stored: bool) -> None:
+        if stored:
+            self.calls_from_store += 1
+        else:
+            self.calls_made += 1
+        self.prompt_tokens += reply.prompt_tokens
+        self.completion_tokens += reply.completion_tokens
+
+
+class Client:
+    """Asks one model through the store. Belongs to one event loop."""
+
+    def __init__(
+        self,
+        model: ChatModel,
+        store: CallStore,
+        bill: Bill,
+        *,
+        concurrency: int,
+        attempts: int,
+        longest_wait_s: float = 60.0,
+    ) -> None:
+        self.model = model
+        self._store = store
+        self._bill = bill
+        self._window = asyncio.Semaphore(concurrency)
+        self._attempts = attempts
+        self._backoff = tenacity.wait_random_exponential(multiplier=0.5, max=longest_wait_s)
+
+    async def ask_all(
+        self, requests: Sequence[ChatRequest], advance: Callable[[int, str], None]
+    ) -> list[Answer]:
+        """Answers in the order of the requests; a call that failed is its CallError.
+
+        Each distinct request is asked once. SetupError and StoreError stop everything: the calls
+        in flight are cancelled, what was answered is in the store.
+        """
+        distinct: dict[str, ChatRequest] = {call_key(r): r for r in requests}
+        answers: dict[str, Answer] = {}
+        missing: list[tuple[str, ChatRequest]] = []
+        for key, request in distinct.items():
+            stored = self._store.get(key)
+            if stored is None:
+                missing.append((key, request))
+            else:
+                self._bill.add_reply(stored, stored=True)
+                answers[key] = stored
+        advance(len(answers), "")
+        if missing:
+            await self.model.check()
+
+        async def settle(key: str, request: ChatRequest) -> None:
+            async with self._window:
+                answers[key] = await self._ask(request)
+            tokens = self._bill.completion_tokens
+            advance(len(answers), f"{tokens} tokens answered")
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                for key, request in missing:
+                    group.create_task(settle(key, request))
+        except BaseExceptionGroup as e:
+            raise e.exceptions[0] from None
+        return [answers[call_key(r)] for r in requests]
+
+    async def _ask(self, request: ChatRequest) -> Answer:
+        retrying = tenacity.AsyncRetrying(
+            retry=tenacity.retry_if_exception_type(CallTransient),
+            stop=tenacity.stop_after_attempt(self._attempts),
+            wait=self._wait_s,
+            reraise=True,
+        )
+        try:
+            async for attempt in retrying:
+                with attempt:
+                    start = time.monotonic()
+                    reply = await self.model.ask(request)
+                    # Stored before anyone sees it: what was paid for survives a kill from here on.
+                    self._store.put(request, reply, time.monotonic() - start)
+        except CallError as e:
+            self._bill.calls_failed += 1
+            return e
+        self._bill.add_reply(reply, stored=False)
+        return reply
+
+    def _wait_s(self, state: tenacity.RetryCallState) -> float:
+        error = state.outcome.exception() if state.outcome else None
+        if isinstance(error, CallRateLimited) and error.wait_s is not None:
+            return error.wait_s
+        return self._backoff(state)

@@ -1,0 +1,71 @@
+"""What a model string means."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from rlaif.errors import SetupError
+
+Scheme = Literal["vllm", "embedded", "openai", "anthropic", "http", "fake"]
+SCHEMES = ("vllm", "embedded", "openai", "anthropic", "http", "fake")
+FORMS = (
+    "vllm/ORG/NAME, vllm/./DIR, embedded/smollm2-135m-instruct, openai/NAME, anthropic/NAME, "
+    "http://HOST:PORT/v1#NAME, fake/NAME"
+)
+
+
+class ModelName(NamedTuple):
+    """A parsed model string."""
+
+    scheme: Scheme
+    rest: str
+    """What stands behind the scheme; for `http`, the served model's name."""
+    base_url: str | None = None
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether training can start from this model."""
+        return self.scheme in ("vllm", "embedded")
+
+    @property
+    def directory(self) -> Path | None:
+        """The local folder, for `vllm/./DIR`, `vllm/../DIR` and `vllm//DIR`."""
+        if self.scheme == "vllm" and self.rest.startswith(("./", "../", "/", "~")):
+            return Path(self.rest).expanduser()
+        return None
+
+
+def parse_model(text: str, field: str) -> ModelName:
+    """Raises SetupError that names the known forms, or the nearest one."""
+    if match := re.fullmatch(r"(https?://[^#]+)#(.+)", text):
+        return ModelName("http", match[2], match[1].rstrip("/"))
+    if text.startswith(("http://", "https://")):
+        raise SetupError(
+            f"{text!r} does not say which model",
+            field=field,
+            fix=f"add the served model's name: {text}#NAME",
+        )
+    scheme, slash, rest = text.partition("/")
+    for known in ("vllm", "embedded", "openai", "anthropic", "fake"):
+        if scheme == known and slash and rest:
+            return ModelName(known, rest)
+    near = difflib.get_close_matches(scheme, SCHEMES, n=1)
+    raise SetupError(
+        f"unknown model {text!r}",
+        field=field,
+        fix=(f"did you mean {near[0]}/…? " if near else "") + f"known forms: {FORMS}",
+    )
+
+
+def api_key(variable: str, field: str) -> str:
+    """The key from the environment. Raises SetupError that names the variable, never its value."""
+    value = os.environ.get(variable, "")
+    if not value:
+        raise SetupError(
+            f"no API key: {variable} is not set", field=field, fix=f"export {variable}=…"
+        )
+    return value

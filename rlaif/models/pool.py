@@ -1,0 +1,197 @@
+"""From a model string to something that answers: providers, and the servers that we manage."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from pydantic import Field
+
+from rlaif.callstore import CallStore
+from rlaif.errors import CallTransient, SetupError
+from rlaif.models import embedded
+from rlaif.models.anthropic_messages import AnthropicModel
+from rlaif.models.base import ChatModel
+from rlaif.models.client import Bill, Client
+from rlaif.models.fake import FakeModel
+from rlaif.models.names import ModelName, api_key, parse_model
+from rlaif.models.openai_compatible import OpenAIModel
+from rlaif.models.server import ServerConfig, VLLMServer
+from rlaif.progress import Status, say
+from rlaif.types import ChatReply, ChatRequest, Record
+
+
+class ModelConfig(Record):
+    """A model and how to ask it."""
+
+    model: str
+    """The model: vllm/ORG/NAME, vllm/./DIR, embedded/smollm2-135m-instruct, openai/NAME,
+    anthropic/NAME, http://HOST:PORT/v1#NAME, or fake/NAME."""
+    concurrency: int = Field(default=64, ge=1)
+    """Calls in flight at once."""
+    attempts: int = Field(default=5, ge=1)
+    """How often one call is tried before it counts as failed."""
+    timeout_s: float = Field(default=600.0, gt=0)
+    """Seconds that one call may take."""
+    server: ServerConfig = ServerConfig()
+    """The vLLM server that we start, for vllm/… and embedded/…"""
+
+
+def weights_of(model: str, field: str) -> str:
+    """The folder or hub name to load weights from. Raises SetupError for models without any."""
+    name = parse_model(model, field)
+    if name.scheme == "embedded":
+        return str(embedded.prepare(name.rest, Status()))
+    if name.scheme == "vllm":
+        directory = name.directory
+        return name.rest if directory is None else str(model_directory(directory, field))
+    raise SetupError(
+        f"{model!r} gives no weights to train from",
+        field=field,
+        fix="name a model with weights there: vllm/ORG/NAME, vllm/./DIR or embedded/…",
+    )
+
+
+def model_directory(directory: Path, field: str) -> Path:
+    """`directory` if it holds a model; else SetupError."""
+    if not (directory / "config.json").is_file():
+        problem = "holds no model (no config.json)" if directory.is_dir() else "is not a folder"
+        raise SetupError(
+            problem, file=directory, field=field, fix="name a Hugging Face model folder"
+        )
+    return directory
+
+
+def identity_of(name: ModelName, field: str) -> str:
+    """What the call store knows the model by: content for local weights, the name otherwise."""
+    if name.scheme == "embedded":
+        return embedded.identity(name.rest)
+    if name.directory is not None:
+        directory = model_directory(name.directory, field)
+        return f"weights@{embedded.weights_fingerprint(directory)[:16]}"
+    if name.scheme == "http":
+        # The address is left out: the same model served elsewhere is the same model.
+        return f"served/{name.rest}"
+    return f"{name.scheme}/{name.rest}"
+
+
+class ManagedModel(ChatModel):
+    """A model on a vLLM server of ours, which starts when the first unanswered call comes."""
+
+    gives_logprobs = True
+    max_n = 128
+
+    def __init__(
+        self, identity: str, server: Callable[[], Awaitable[VLLMServer]], timeout_s: float
+    ):
+        self.identity = identity
+        self._start = server
+        self._timeout_s = timeout_s
+        self._server: VLLMServer | None = None
+        self._inner: OpenAIModel | None = None
+
+    async def check(self) -> None:
+        self._server = await self._start()
+        self._inner = OpenAIModel(
+            self._server.name,
+            identity=self.identity,
+            api_key=self._server.api_key,
+            base_url=self._server.base_url,
+            timeout_s=self._timeout_s,
+        )
+
+    async def ask(self, request: ChatRequest) -> ChatReply:
+        assert self._inner is not None, "the client calls check() before it asks"
+        try:
+            return await self._inner.ask(request)
+        except CallTransient:
+            # No one should retry against a corpse: says so with the server's own last lines.
+            assert self._server is not None
+            self._server.check_alive()
+            raise
+
+    async def aclose(self) -> None:
+        if self._inner is not None:
+            await self._inner.aclose()
+
+
+Provider = Callable[[ModelConfig, str], ChatModel]
+
+
+class ModelPool:
+    """Opens models; keeps managed servers up until `close_servers`, one per set of weights."""
+
+    def __init__(self, store: CallStore, logs: Path, extra: Mapping[str, Provider]) -> None:
+        """`extra` adds model schemes from higher floors: scheme -> provider."""
+        self._store = store
+        self._logs = logs
+        self._extra = extra
+        self._servers: dict[tuple[str, ServerConfig], VLLMServer] = {}
+
+    @asynccontextmanager
+    async def open(self, config: ModelConfig, field: str, bill: Bill) -> AsyncIterator[Client]:
+        """A client for `config.model`. `field` is where the string stands, for messages."""
+        model = self._provider(config, field)
+        try:
+            yield Client(
+                model,
+                self._store,
+                bill,
+                concurrency=config.concurrency,
+                attempts=config.attempts,
+            )
+        finally:
+            await model.aclose()
+
+    def _provider(self, config: ModelConfig, field: str) -> ChatModel:
+        scheme = config.model.partition("/")[0]
+        if scheme in self._extra:
+            return self._extra[scheme](config, field)
+        name = parse_model(config.model, field)
+        identity = identity_of(name, field)
+        match name.scheme:
+            case "fake":
+                return FakeModel(name.rest)
+            case "anthropic":
+                key = api_key("ANTHROPIC_API_KEY", field)
+                return AnthropicModel(
+                    name.rest, identity=identity, api_key=key, timeout_s=config.timeout_s
+                )
+            case "vllm" | "embedded":
+                return ManagedModel(
+                    identity, lambda: self._running(config, field), config.timeout_s
+                )
+            case "http":
+                key = os.environ.get("RLAIF_HTTP_API_KEY", "none")
+            case "openai":
+                key = api_key("OPENAI_API_KEY", field)
+        return OpenAIModel(
+            name.rest,
+            identity=identity,
+            api_key=key,
+            base_url=name.base_url,
+            timeout_s=config.timeout_s,
+        )
+
+    async def _running(self, config: ModelConfig, field: str) -> VLLMServer:
+        weights = weights_of(config.model, field)
+        place = (weights, config.server)
+        if place not in self._servers:
+            log = self._logs / f"vllm-{len(self._servers)}.log"
+            status = Status()
+            server = VLLMServer(weights, config.server, log, status)
+            self._servers[place] = server
+            say(f"starting a vLLM server for {config.model} (its log: {log})")
+            start = time.monotonic()
+            await server.start()
+            status.end(f"the server answers after {time.monotonic() - start:.0f} s")
+        return self._servers[place]
+
+    async def close_servers(self) -> None:
+        """Stops every server and returns when its memory is free."""
+        servers, self._servers = self._servers, {}
+        for server in servers.values():
+            await server.stop()

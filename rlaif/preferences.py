@@ -1,0 +1,222 @@
+"""From comparisons to preference groups, and to a dataset that everyone's trainer reads."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rlaif.files import write_bytes
+from rlaif.types import (
+    Comparison,
+    Message,
+    PreferenceGroup,
+    Prompt,
+    Response,
+    Split,
+    WeightedComparison,
+)
+
+
+class Labeler(NamedTuple):
+    """Who gave the labels, and by what."""
+
+    judge: str
+    constitution_id: str
+    constitution_hash: str
+    mode: str
+
+
+def split_by_prompt(prompt_ids: Iterable[str], test_fraction: float, seed: int) -> dict[str, Split]:
+    """The same prompt always falls on the same side for a seed; all its responses go with it.
+
+    At least one prompt is held out where there are two or more and the fraction is not 0.
+    """
+    ordered = sorted(
+        set(prompt_ids), key=lambda i: hashlib.sha256(f"{seed}:{i}".encode()).hexdigest()
+    )
+    held_out = round(test_fraction * len(ordered))
+    if test_fraction > 0 and len(ordered) > 1:
+        held_out = min(max(held_out, 1), len(ordered) - 1)
+    return {i: "test" if n < held_out else "train" for n, i in enumerate(ordered)}
+
+
+def build_groups(
+    prompts: Mapping[str, Prompt],
+    responses: Sequence[Response],
+    comparisons: Sequence[Comparison],
+    splits: Mapping[str, Split],
+    labeler: str,
+    *,
+    soft: bool,
+) -> list[PreferenceGroup]:
+    """One group a prompt that has at least one comparison with a winner.
+
+    Ties and unscored comparisons are left out. With `soft` the judge's probability is kept, else
+    it is 1 or 0. Every group weighs 1: its comparisons share it (Ouyang et al. 2022, section 3.5:
+    a prompt's C(K, 2) pairs are one element, or prompts with many pairs are overfitted).
+    """
+    by_prompt: dict[str, list[Comparison]] = defaultdict(list)
+    for comparison in comparisons:
+        if comparison.outcome in ("A", "B"):
+            by_prompt[comparison.prompt_id].append(comparison)
+    of_prompt: dict[str, list[Response]] = defaultdict(list)
+    for response in responses:
+        of_prompt[response.prompt_id].append(response)
+    groups = []
+    for prompt_id, won in by_prompt.items():
+        members = of_prompt[prompt_id]
+        index = {response.id: i for i, response in enumerate(members)}
+        groups.append(
+            PreferenceGroup(
+                prompt=prompts[prompt_id],
+                responses=tuple(response.text for response in members),
+                comparisons=tuple(
+                    WeightedComparison(
+                        first=index[c.first],
+                        second=index[c.second],
+                        p_first=_target(c, soft),
+                        weight=1.0 / len(won),
+                    )
+                    for c in won
+                ),
+                split=splits[prompt_id],
+                labeler=labeler,
+            )
+        )
+    return groups
+
+
+def _target(comparison: Comparison, soft: bool) -> float:
+    assert comparison.p_first is not None, "a comparison with a winner has a probability"
+    if soft:
+        return comparison.p_first
+    return 1.0 if comparison.outcome == "A" else 0.0
+
+
+MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+SCHEMA = pa.schema(
+    [
+        ("prompt", MESSAGES),
+        ("chosen", MESSAGES),
+        ("rejected", MESSAGES),
+        ("probability", pa.float64()),
+        ("probability_margin", pa.float64()),
+        ("votes", pa.list_(pa.struct([("principle", pa.string()), ("p_chosen", pa.float64())]))),
+        ("orders", pa.int64()),
+        ("judge", pa.string()),
+        ("mode", pa.string()),
+        ("constitution", pa.string()),
+        ("constitution_hash", pa.string()),
+        ("prompt_id", pa.string()),
+        ("chosen_id", pa.string()),
+        ("rejected_id", pa.string()),
+        ("comparison_id", pa.string()),
+    ]
+)
+
+
+def pair_rows(
+    prompts: Mapping[str, Prompt],
+    responses: Mapping[str, Response],
+    comparisons: Iterable[Comparison],
+    labeler: Labeler,
+) -> list[dict[str, Any]]:
+    """A row for each comparison with a winner, in the columns of `SCHEMA`.
+
+    `probability` is P(chosen preferred), above 0.5; `probability_margin` is 2 p - 1. (No column is
+    named `margin`: TRL's RewardTrainer would subtract it inside the loss.)
+    """
+    rows = []
+    for c in comparisons:
+        if c.outcome not in ("A", "B") or c.p_first is None:
+            continue
+        first_wins = c.outcome == "A"
+        chosen, rejected = (c.first, c.second) if first_wins else (c.second, c.first)
+        probability = c.p_first if first_wins else 1.0 - c.p_first
+        rows.append(
+            {
+                "prompt": [m.model_dump() for m in prompts[c.prompt_id].messages],
+                "chosen": _assistant(responses[chosen]),
+                "rejected": _assistant(responses[rejected]),
+                "probability": probability,
+                "probability_margin": 2.0 * probability - 1.0,
+                "votes": [
+                    {"principle": i, "p_chosen": p if first_wins else 1.0 - p}
+                    for i, p in c.votes.items()
+                ],
+                "orders": c.orders,
+                "judge": labeler.judge,
+                "mode": labeler.mode,
+                "constitution": labeler.constitution_id,
+                "constitution_hash": labeler.constitution_hash,
+                "prompt_id": c.prompt_id,
+                "chosen_id": chosen,
+                "rejected_id": rejected,
+                "comparison_id": c.id,
+            }
+        )
+    return rows
+
+
+def _assistant(response: Response) -> list[dict[str, str]]:
+    return [Message(role="assistant", content=response.text).model_dump()]
+
+
+def write_parquet(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Rows in the columns of `SCHEMA`; the same rows give the same bytes."""
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(list(rows), schema=SCHEMA), buffer, compression="zstd")
+    write_bytes(path, buffer.getvalue())
+
+
+def dataset_card(
+    *,
+    splits: Mapping[Split, int],
+    labeler: Labeler,
+    policies: Sequence[str],
+    requested: int,
+    outcomes: Mapping[str, int],
+    unscored: Mapping[str, int],
+) -> str:
+    """The README.md of the dataset folder: its YAML head tells `datasets` where the splits are."""
+    files = "".join(
+        f"      - split: {split}\n        path: data/{split}-*.parquet\n"
+        for split, rows in splits.items()
+        if rows
+    )
+    lost = ", ".join(f"{reason} {n}" for reason, n in unscored.items()) or "none"
+    counts = ", ".join(f"{n} {split}" for split, n in splits.items())
+    return f"""---
+configs:
+  - config_name: default
+    data_files:
+{files}tags:
+  - preference
+  - rlaif
+---
+# Preferences under the constitution `{labeler.constitution_id}`
+
+{sum(splits.values())} pairs ({counts}; split by prompt). Every label was given by the judge named
+below; ties and unscored comparisons are not in here.
+
+| | |
+|---|---|
+| judge | `{labeler.judge}` (not certified) |
+| asked | {labeler.mode} |
+| constitution | `{labeler.constitution_id}`, sha256 `{labeler.constitution_hash}` |
+| policy | {", ".join(f"`{p}`" for p in policies)} |
+| comparisons requested | {requested} |
+| first won / second won / tie | {outcomes["A"]} / {outcomes["B"]} / {outcomes["tie"]} |
+| unscored | {sum(unscored.values())} ({lost}) |
+
+Columns: `prompt`, `chosen`, `rejected` (chat messages), `probability` that chosen is preferred,
+`probability_margin` (2 p - 1), `votes` (each principle's probability for chosen), `orders` asked,
+`judge`, `mode`, `constitution`, `constitution_hash`, and the ids that lead back to the calls.
+"""

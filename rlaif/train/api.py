@@ -1,0 +1,304 @@
+"""What stages may ask of the training half; they import nothing else of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import Field
+from transformers import PreTrainedTokenizerBase, TrainingArguments, set_seed
+
+from rlaif.train.collate import Batch
+from rlaif.train.groups import EncodedGroup, EncodedGroups, encode, encode_groups
+from rlaif.train.loading import device, load_causal, load_reward, load_tokenizer, pad_id, quiet
+from rlaif.train.saving import check_target, written_whole
+from rlaif.train.scorers import (
+    PACKING_TOLERANCE,
+    DPOScorer,
+    RewardScorer,
+    Scorer,
+    packing_error,
+    response_log_probs,
+    score_groups,
+)
+from rlaif.train.trainer import GroupTrainer, check_finite
+from rlaif.types import PreferenceGroup, Prompt, Record
+
+OnStep = Callable[[int, int, Mapping[str, float]], None]
+OnLog = Callable[[str], None]
+
+
+class TrainSettings(Record):
+    """How to train; the same for the reward model and for DPO."""
+
+    learning_rate: float = Field(gt=0.0)
+    """Peak learning rate of AdamW; warms up linearly, then falls linearly to zero."""
+    epochs: float = Field(gt=0.0)
+    """Passes over the groups; a fraction stops inside a pass."""
+    batch_groups: int = Field(gt=0)
+    """Groups scored at once; memory grows with it."""
+    accumulation: int = Field(default=1, gt=0)
+    """Batches that make one optimiser step."""
+    max_length: int = Field(default=1024, gt=1)
+    """Tokens that prompt and response may have together; a longer response is dropped, not cut."""
+    warmup_ratio: float = Field(default=0.1, ge=0.0, lt=1.0)
+    """Share of the steps in which the learning rate rises."""
+    weight_decay: float = Field(default=0.0, ge=0.0)
+    """AdamW's decay, of matrices only."""
+    max_grad_norm: float = Field(default=1.0, gt=0.0)
+    """The gradient's norm is clipped to this."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the forward pass; weights and optimiser stay in float32."""
+    gradient_checkpointing: bool = False
+    """Keeps less in memory and computes the forward pass twice."""
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a training run did. `losses` and `accuracies` have one entry an optimiser step."""
+
+    steps: int
+    losses: list[float]
+    accuracies: list[float]
+    """Share of comparisons in the batch that the scores order as labelled, before the step."""
+    seconds: float
+    """From loading the base to the last step."""
+    groups: int
+    """Groups trained on: those that kept two responses and a comparison between them."""
+    comparisons: int
+    dropped_responses: int
+    """Responses longer than `max_length`."""
+    packed: bool
+    """Whether a prompt and its responses went through the model as one sequence."""
+
+
+def train_reward_model(
+    base: str,
+    groups: Sequence[PreferenceGroup],
+    settings: TrainSettings,
+    seed: int,
+    out: Path,
+    on_step: OnStep,
+    on_log: OnLog,
+) -> TrainResult:
+    """Trains a reward model on a base (or reward) model and writes it to `out`.
+
+    `out` becomes a plain `AutoModelForSequenceClassification` directory with one label and its
+    tokenizer; an earlier model there is replaced at the end. The same seed gives the same weights
+    on the same machine. Raises SetupError for a base that is no model, groups without a trainable
+    comparison or an unwritable `out`, and TrainingDiverged for a loss that is not finite.
+    """
+    began = time.monotonic()
+    check_target(out)
+    set_seed(seed)
+    tokenizer = load_tokenizer(base)
+    encoded = encode_groups(tokenizer, groups, settings.max_length)
+    scorer = RewardScorer(load_reward(base, pad_id(tokenizer), new_head=True))
+    packed = _packs(scorer, encoded.groups, pad_id(tokenizer), on_log)
+    result = _train(scorer, encoded, tokenizer, settings, seed, packed, on_step, began)
+    _save(scorer, tokenizer, out)
+    return result
+
+
+def train_dpo(
+    base: str,
+    groups: Sequence[PreferenceGroup],
+    settings: TrainSettings,
+    beta: float,
+    seed: int,
+    out: Path,
+    on_step: OnStep,
+    on_log: OnLog,
+) -> TrainResult:
+    """Trains a policy by DPO from `base`, which is also its reference, and writes it to `out`.
+
+    The reference's log-probabilities are computed once, before the first step, by the weights that
+    training starts from: no second model is held. Otherwise as `train_reward_model`; `out` becomes
+    a plain `AutoModelForCausalLM` directory.
+    """
+    began = time.monotonic()
+    check_target(out)
+    set_seed(seed)
+    tokenizer = load_tokenizer(base)
+    encoded = encode_groups(tokenizer, groups, settings.max_length)
+    scorer = DPOScorer(load_causal(base), beta)
+    packed = _packs(scorer, encoded.groups, pad_id(tokenizer), on_log)
+    responses = sum(len(group.response_ids) for group in encoded.groups)
+    on_log(f"scoring {responses} responses under the start policy")
+    with torch.autocast(device().type, dtype=torch.bfloat16, enabled=settings.dtype == "bfloat16"):
+        references = score_groups(
+            functools.partial(response_log_probs, scorer.model),
+            encoded.groups,
+            pad_id(tokenizer),
+            packed=packed,
+            device=device(),
+            on_group=lambda done, total: None,
+        )
+    with_reference = [
+        dataclasses.replace(group, reference_K=reference_K)
+        for group, reference_K in zip(encoded.groups, references, strict=True)
+    ]
+    encoded = dataclasses.replace(encoded, groups=with_reference)
+    result = _train(scorer, encoded, tokenizer, settings, seed, packed, on_step, began)
+    _save(scorer, tokenizer, out)
+    return result
+
+
+def score_reward(
+    model_dir: str,
+    items: Sequence[tuple[Prompt, Sequence[str]]],
+    max_length: int,
+    on_step: OnStep,
+) -> list[list[float | None]]:
+    """The reward of each response to each prompt; None if it is longer than `max_length`.
+
+    Raises SetupError if `model_dir` is no reward model.
+    """
+    tokenizer = load_tokenizer(model_dir)
+    scorer = RewardScorer(load_reward(model_dir, pad_id(tokenizer), new_head=False))
+    return _score_items(scorer, tokenizer, items, max_length, on_step)
+
+
+def response_logprobs(
+    model_dir: str,
+    items: Sequence[tuple[Prompt, Sequence[str]]],
+    max_length: int,
+    on_step: OnStep,
+) -> list[list[float | None]]:
+    """log pi(response | prompt) in nats, summed over the response's tokens, its end included.
+
+    None if it is longer than `max_length`. Raises SetupError if `model_dir` is no causal model.
+    """
+    tokenizer = load_tokenizer(model_dir)
+    score = functools.partial(response_log_probs, load_causal(model_dir))
+    return _score_items(score, tokenizer, items, max_length, on_step)
+
+
+def _train(
+    scorer: Scorer,
+    encoded: EncodedGroups,
+    tokenizer: PreTrainedTokenizerBase,
+    settings: TrainSettings,
+    seed: int,
+    packed: bool,
+    on_step: OnStep,
+    began: float,
+) -> TrainResult:
+    if settings.gradient_checkpointing:
+        scorer.model.gradient_checkpointing_enable({"use_reentrant": False})
+    began = time.monotonic()
+    with quiet(), tempfile.TemporaryDirectory(prefix="rlaif-") as scratch:
+        trainer = GroupTrainer(
+            scorer,
+            encoded.groups,
+            _arguments(settings, seed, scratch),
+            pad_id(tokenizer),
+            packed=packed,
+            on_step=on_step,
+        )
+        trainer.train()
+    check_finite(scorer)
+    return TrainResult(
+        steps=trainer.state.global_step,
+        losses=trainer.losses,
+        accuracies=trainer.accuracies,
+        seconds=time.monotonic() - began,
+        groups=len(encoded.groups),
+        comparisons=sum(len(group.comparisons) for group in encoded.groups),
+        dropped_responses=encoded.dropped_responses,
+        packed=packed,
+    )
+
+
+def _arguments(settings: TrainSettings, seed: int, scratch: str) -> TrainingArguments:
+    accelerated = torch.accelerator.is_available()
+    return TrainingArguments(
+        output_dir=scratch,
+        learning_rate=settings.learning_rate,
+        num_train_epochs=settings.epochs,
+        per_device_train_batch_size=settings.batch_groups,
+        gradient_accumulation_steps=settings.accumulation,
+        # Below 1 the Trainer reads a share of the steps.
+        warmup_steps=settings.warmup_ratio,
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_grad_norm,
+        bf16=settings.dtype == "bfloat16",
+        use_cpu=not accelerated,
+        dataloader_pin_memory=accelerated,
+        seed=seed,
+        save_strategy="no",
+        logging_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+    )
+
+
+def _packs(
+    score: Callable[[Batch], torch.Tensor],
+    groups: Sequence[EncodedGroup],
+    pad_token_id: int,
+    on_log: OnLog,
+) -> bool:
+    """Whether packing leaves the scores as they are; says so if it does not."""
+    try:
+        error = packing_error(score, groups, pad_token_id, device())
+    except (TypeError, ValueError, NotImplementedError) as e:
+        cause = str(e).strip().splitlines()[0]
+        on_log(f"this model takes no packed groups ({cause}); training one response a row")
+        return False
+    if error <= PACKING_TOLERANCE:
+        return True
+    on_log(
+        f"packing changes this model's scores by {error:.1e} of the largest; training one response "
+        "a row"
+    )
+    return False
+
+
+def _score_items(
+    score: Callable[[Batch], torch.Tensor],
+    tokenizer: PreTrainedTokenizerBase,
+    items: Sequence[tuple[Prompt, Sequence[str]]],
+    max_length: int,
+    on_step: OnStep,
+) -> list[list[float | None]]:
+    results: list[list[float | None]] = []
+    groups: list[EncodedGroup] = []
+    places: list[tuple[int, list[int]]] = []
+    for item, (prompt, responses) in enumerate(items):
+        results.append([None] * len(responses))
+        prompt_ids, response_ids = encode(tokenizer, prompt, responses)
+        fits = [k for k, ids in enumerate(response_ids) if len(prompt_ids) + len(ids) <= max_length]
+        if fits:
+            kept = [response_ids[k] for k in fits]
+            groups.append(EncodedGroup(prompt_ids, kept, (), (0.0,) * len(kept)))
+            places.append((item, fits))
+    if groups:
+        # Only speed depends on it here, and training has said so already.
+        packed = _packs(score, groups, pad_id(tokenizer), on_log=lambda _: None)
+        scores = score_groups(
+            score,
+            groups,
+            pad_id(tokenizer),
+            packed=packed,
+            device=device(),
+            on_group=lambda done, total: on_step(done, total, {}),
+        )
+        for (item, fits), scores_K in zip(places, scores, strict=True):
+            for k, value in zip(fits, scores_K, strict=True):
+                results[item][k] = value
+    return results
+
+
+def _save(scorer: Scorer, tokenizer: PreTrainedTokenizerBase, out: Path) -> None:
+    with quiet(), written_whole(out) as new:
+        scorer.model.save_pretrained(new)
+        tokenizer.save_pretrained(new)

@@ -1,0 +1,119 @@
+"""Preference groups as token ids."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from rlaif.errors import SetupError
+from rlaif.types import PreferenceGroup, Prompt, WeightedComparison
+
+
+@dataclass(frozen=True)
+class EncodedGroup:
+    """A prompt and its K responses, tokenised, and the comparisons between them."""
+
+    prompt_ids: list[int]
+    response_ids: list[list[int]]
+    """K lists; prompt and response concatenated are the whole conversation."""
+    comparisons: tuple[WeightedComparison, ...]
+    """Indices are into `response_ids`."""
+    reference_K: tuple[float, ...]
+    """log pi_ref of each response, in nats; zeros where there is no reference."""
+
+    @property
+    def packed_length(self) -> int:
+        """Tokens of the prompt once and of all responses."""
+        return len(self.prompt_ids) + sum(map(len, self.response_ids))
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the prompt and its longest response."""
+        return len(self.prompt_ids) + max(map(len, self.response_ids))
+
+
+@dataclass(frozen=True)
+class EncodedGroups:
+    """Groups that can be trained on, and what could not."""
+
+    groups: list[EncodedGroup]
+    dropped_responses: int
+    """Responses of more than `max_length` tokens with their prompt."""
+
+
+def encode(
+    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, responses: Sequence[str]
+) -> tuple[list[int], list[list[int]]]:
+    """Token ids of the prompt and of each response, as TRL splits a conversational row.
+
+    A response is what follows the prompt in the rendered conversation, its end-of-turn tokens
+    included. Where a response's first characters merge with the prompt's last token, the prompt
+    ends before that token for all K responses; the token sequences are never changed. Raises
+    SetupError if the chat template renders the prompt differently when an answer follows.
+    """
+    messages = [message.model_dump() for message in prompt.messages]
+    opening = _render(tokenizer, messages, answered=False)
+    texts = [
+        _render(tokenizer, [*messages, {"role": "assistant", "content": text}], answered=True)
+        for text in responses
+    ]
+    if not all(text.startswith(opening) for text in texts):
+        raise SetupError(
+            f"the chat template of {tokenizer.name_or_path} renders a prompt differently once it "
+            "is answered, so where the response begins is unknown",
+            fix="use a model or a chat_template.jinja whose prompt is a prefix of the conversation",
+        )
+    prompt_ids, *full_ids = tokenizer([opening, *texts], add_special_tokens=False)["input_ids"]
+    shared = min(_common_prefix(prompt_ids, ids) for ids in full_ids)
+    return prompt_ids[:shared], [ids[shared:] for ids in full_ids]
+
+
+def encode_groups(
+    tokenizer: PreTrainedTokenizerBase, groups: Iterable[PreferenceGroup], max_length: int
+) -> EncodedGroups:
+    """Encodes groups; a response that is too long is dropped with its comparisons, never cut.
+
+    A group with fewer than two responses or no comparison left is dropped. Raises SetupError if
+    none remains, or as `encode` does.
+    """
+    encoded, dropped = [], 0
+    for group in groups:
+        prompt_ids, response_ids = encode(tokenizer, group.prompt, group.responses)
+        fits = [len(prompt_ids) + len(ids) <= max_length for ids in response_ids]
+        dropped += fits.count(False)
+        place = {k: sum(fits[:k]) for k, fit in enumerate(fits) if fit}
+        comparisons = tuple(
+            c.model_copy(update={"first": place[c.first], "second": place[c.second]})
+            for c in group.comparisons
+            if c.first in place and c.second in place
+        )
+        if comparisons:
+            kept = [response_ids[k] for k in place]
+            encoded.append(EncodedGroup(prompt_ids, kept, comparisons, (0.0,) * len(kept)))
+    if not encoded:
+        raise SetupError(
+            f"no group is left to train on: {dropped} responses are longer than {max_length} tokens"
+            if dropped
+            else "there is no group to train on",
+            field="max_length" if dropped else "",
+            fix="raise max_length" if dropped else "label some comparisons first",
+        )
+    return EncodedGroups(encoded, dropped)
+
+
+def _render(
+    tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], *, answered: bool
+) -> str:
+    text = tokenizer.apply_chat_template(
+        messages, tokenize=False, add_generation_prompt=not answered
+    )
+    return str(text)
+
+
+def _common_prefix(left: list[int], right: list[int]) -> int:
+    for position, (a, b) in enumerate(zip(left, right, strict=False)):
+        if a != b:
+            return position
+    return min(len(left), len(right))

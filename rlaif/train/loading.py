@@ -1,0 +1,144 @@
+"""Loading models and tokenizers by directory or hub name, quietly, with errors of one line."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging as transformers_logging
+
+from rlaif.errors import SetupError
+
+HEAD = "score.weight"
+
+
+def device() -> torch.device:
+    """The accelerator if there is one, else the CPU."""
+    return torch.accelerator.current_accelerator() or torch.device("cpu")
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """No progress bars and no notes of transformers inside the block; errors still raise."""
+    verbosity = transformers_logging.get_verbosity()
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity(logging.CRITICAL)
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model, with a padding token.
+
+    A tokenizer without one pads with its end token, as TRL does: padding is masked everywhere, so
+    the choice changes no score. Raises SetupError if there is no chat template or neither token.
+    """
+    _check_directory(name)
+    with quiet(), _one_line(name):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name)
+    if tokenizer.chat_template is None:
+        raise SetupError(
+            f"the tokenizer of {name} has no chat template",
+            fix="name an instruct model, or add chat_template.jinja to its directory",
+        )
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise SetupError(
+                f"the tokenizer of {name} has neither a padding nor an end token",
+                fix="set pad_token in its tokenizer_config.json",
+            )
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The padding token's number, which `load_tokenizer` made sure of."""
+    number: int = tokenizer.pad_token_id
+    return number
+
+
+def load_causal(name: str) -> PreTrainedModel:
+    """A causal language model in float32, in evaluation mode, on `device()`.
+
+    Raises SetupError if `name` is none.
+    """
+    model, missing = _load(AutoModelForCausalLM, name, "causal language model")
+    if missing:
+        raise SetupError(
+            f"{name} is no causal language model: it has no weights for {missing[0]}",
+            fix="name the policy's directory, not a reward model's",
+        )
+    return model
+
+
+def load_reward(name: str, pad_token_id: int, *, new_head: bool) -> PreTrainedModel:
+    """A sequence classifier with one label, in float32, in evaluation mode, on `device()`.
+
+    `new_head` allows a base model without a head; it then gets a random one, drawn from torch's
+    global generator. Raises SetupError if `name` is none, or has several labels.
+    """
+    settings: dict[str, Any] = {"num_labels": 1} if new_head else {}
+    model, missing = _load(AutoModelForSequenceClassification, name, "reward model", **settings)
+    absent = [key for key in missing if not (new_head and key == HEAD)]
+    if absent:
+        raise SetupError(
+            f"{name} is no reward model: it has no weights for {absent[0]}",
+            fix="name a directory that train-rm wrote",
+        )
+    if model.config.num_labels != 1:
+        raise SetupError(
+            f"{name} gives {model.config.num_labels} labels, a reward model gives one",
+            fix="name a directory that train-rm wrote",
+        )
+    model.config.get_text_config().pad_token_id = pad_token_id
+    return model
+
+
+def _load(auto: Any, name: str, kind: str, **settings: Any) -> tuple[PreTrainedModel, list[str]]:
+    _check_directory(name)
+    with quiet(), _one_line(name, f"{name} is no {kind}"):
+        model, info = auto.from_pretrained(
+            name, dtype=torch.float32, output_loading_info=True, **settings
+        )
+    module: torch.nn.Module = model
+    module.to(device())
+    return model, sorted(info["missing_keys"])
+
+
+def _check_directory(name: str) -> None:
+    path = Path(name).expanduser()
+    looks_local = path.is_absolute() or name.startswith((".", "~")) or path.exists()
+    if looks_local and not (path / "config.json").is_file():
+        raise SetupError(
+            "is no model directory: it has no config.json",
+            file=name,
+            fix="give a directory that save_pretrained wrote, or a hub name",
+        )
+
+
+@contextlib.contextmanager
+def _one_line(name: str, problem: str = "") -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, KeyError, RuntimeError) as e:
+        cause = str(e).strip().splitlines()[0]
+        raise SetupError(
+            f"{problem or f'{name} cannot be loaded'}: {cause}",
+            fix="give a model directory or a hub name that this machine can reach",
+        ) from e

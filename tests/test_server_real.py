@@ -1,0 +1,137 @@
+"""The managed server for real: vLLM, the embedded model, the real SDKs. Two server starts."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import anthropic
+import httpx
+import openai
+import pytest
+
+from rlaif.models import embedded
+from rlaif.models.server import ServerConfig, VLLMServer
+
+pytestmark = pytest.mark.real
+
+ROOT = Path(__file__).parent.parent
+CONFIG = ServerConfig(max_model_len=1024, kv_cache_gib=0.5)
+QUESTION = "What is the capital of France?"
+
+
+@pytest.fixture(scope="module")
+def weights() -> Path:
+    return embedded.prepare("smollm2-135m-instruct", print)
+
+
+@pytest.fixture(scope="module")
+def server(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VLLMServer]:
+    log = tmp_path_factory.mktemp("server") / "vllm.log"
+    server = VLLMServer(str(weights), CONFIG, log, print)
+    asyncio.run(server.start())
+    pids = server.pids
+    yield server
+    asyncio.run(server.stop())
+    assert running(pids) == []
+
+
+def running(pids: tuple[int, ...] | list[int]) -> list[int]:
+    left = []
+    for pid in pids:
+        try:
+            stat = Path(f"/proc/{pid}/stat").read_text()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if stat.rpartition(")")[2].split()[0] not in "ZX":
+            left.append(pid)
+    return left
+
+
+def test_the_server_is_healthy_and_keeps_its_key_to_itself(server: VLLMServer) -> None:
+    root = server.base_url.removesuffix("/v1")
+    assert httpx.get(f"{root}/health", trust_env=False).status_code == 200
+    assert httpx.get(f"{server.base_url}/models", trust_env=False).status_code == 401
+    assert server.api_key not in server.log.read_text()
+    for pid in server.pids:
+        assert server.api_key not in Path(f"/proc/{pid}/cmdline").read_text()
+    server.check_alive()
+
+
+def test_it_answers_a_chat_with_the_first_tokens_log_probabilities(server: VLLMServer) -> None:
+    with openai.OpenAI(
+        base_url=server.base_url, api_key=server.api_key, max_retries=0, timeout=120
+    ) as client:
+        reply = client.chat.completions.create(
+            model=server.name,
+            messages=[{"role": "user", "content": QUESTION}],
+            temperature=0.0,
+            max_tokens=16,
+            n=1,
+            logprobs=True,
+            top_logprobs=5,
+        )
+    choice = reply.choices[0]
+    assert "Paris" in (choice.message.content or "")
+    assert choice.logprobs is not None
+    assert choice.logprobs.content is not None
+    first = choice.logprobs.content[0].top_logprobs
+    assert len(first) == 5
+    assert all(a.logprob >= b.logprob for a, b in itertools.pairwise(first))
+    assert first[0].logprob <= 0.0
+
+
+def test_the_anthropic_sdk_gets_an_answer_from_the_same_server(server: VLLMServer) -> None:
+    with anthropic.Anthropic(
+        base_url=server.base_url.removesuffix("/v1"),
+        auth_token=server.api_key,
+        max_retries=0,
+        timeout=120,
+    ) as client:
+        reply = client.messages.create(
+            model=server.name,
+            max_tokens=16,
+            messages=[{"role": "user", "content": QUESTION}],
+            extra_body={"temperature": 0.0},
+        )
+    text = "".join(block.text for block in reply.content if block.type == "text")
+    assert "Paris" in text
+    assert reply.usage.output_tokens > 0
+
+
+def test_sigkill_of_the_parent_leaves_no_vllm_process(weights: Path, tmp_path: Path) -> None:
+    parent_code = textwrap.dedent(f"""
+        import asyncio, time
+        from pathlib import Path
+        from rlaif.models.server import ServerConfig, VLLMServer
+        config = ServerConfig.model_validate_json({CONFIG.model_dump_json()!r})
+        log = Path({str(tmp_path / "vllm.log")!r})
+        server = VLLMServer({str(weights)!r}, config, log, lambda line: None)
+        asyncio.run(server.start())
+        print(*server.pids, flush=True)
+        time.sleep(600)
+    """)
+    parent = subprocess.Popen(
+        [sys.executable, "-c", parent_code],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert parent.stdout is not None
+    with parent.stdout:
+        pids = [int(pid) for pid in parent.stdout.readline().split()]
+    # Supervisor, API server, engine and worker at least.
+    assert len(running(pids)) >= 4
+    parent.kill()
+    parent.wait()
+    deadline = time.monotonic() + 10
+    while running(pids) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert running(pids) == []

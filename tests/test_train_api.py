@@ -1,0 +1,287 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertConfig,
+    LlamaForCausalLM,
+    T5Config,
+)
+
+from rlaif.errors import SetupError
+from rlaif.train import api, scorers
+from rlaif.train.api import (
+    TrainResult,
+    TrainSettings,
+    response_logprobs,
+    score_reward,
+    train_dpo,
+    train_reward_model,
+)
+from rlaif.train.tiny import make_tiny
+from rlaif.train.trainer import TrainingDiverged
+from rlaif.types import Message, PreferenceGroup, Prompt, WeightedComparison
+
+SETTINGS = TrainSettings(learning_rate=3e-3, epochs=3, batch_groups=4)
+LONG = "a very long winded answer that goes on "
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Threads of a busy machine wait for each other longer than a tiny model computes."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
+    out = tmp_path_factory.mktemp("models") / "tiny"
+    make_tiny(out, seed=0)
+    return str(out)
+
+
+def group_of(number: int) -> PreferenceGroup:
+    """Four responses, the shorter always preferred."""
+    return PreferenceGroup(
+        prompt=Prompt(id=str(number), messages=(Message(role="user", content=f"Q{number}"),)),
+        responses=tuple(LONG[: 4 + 9 * k + number] for k in range(4)),
+        comparisons=tuple(
+            WeightedComparison(first=i, second=j, p_first=1.0)
+            for i in range(4)
+            for j in range(i + 1, 4)
+        ),
+        split="train",
+        labeler="planted",
+    )
+
+
+GROUPS = [group_of(n) for n in range(8)]
+ITEMS = [(group.prompt, group.responses) for group in GROUPS]
+
+
+def quiet_step(step: int, total: int, metrics: Mapping[str, float]) -> None:
+    assert step <= total
+
+
+def train(kind: str, base: str, out: Path, **changes: Any) -> TrainResult:
+    settings = SETTINGS.model_copy(update=changes)
+    if kind == "rm":
+        return train_reward_model(base, GROUPS, settings, 0, out, quiet_step, pytest.fail)
+    return train_dpo(base, GROUPS, settings, 0.1, 0, out, quiet_step, lambda _: None)
+
+
+def test_the_reward_model_is_a_plain_classifier_that_learned_the_rule(
+    tiny: str, tmp_path: Path
+) -> None:
+    result = train("rm", tiny, tmp_path / "rm")
+    assert result.steps == len(result.losses) == len(result.accuracies) == 6
+    assert (result.groups, result.comparisons, result.dropped_responses) == (8, 48, 0)
+    assert result.packed
+    assert result.losses[-1] < result.losses[0]
+    plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "rm")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "rm")
+    assert plain.config.num_labels == 1
+    assert plain.config.pad_token_id == tokenizer.pad_token_id
+    rewards = score_reward(str(tmp_path / "rm"), ITEMS, 1024, quiet_step)
+    prompt, responses = ITEMS[3]
+    messages = [*prompt.model_dump()["messages"], {"role": "assistant", "content": responses[1]}]
+    ids = tokenizer.apply_chat_template(messages, return_tensors="pt", return_dict=True)
+    with torch.no_grad():
+        assert rewards[3][1] == pytest.approx(plain(**ids).logits.item(), abs=1e-5)
+    for shortest, *_, longest in rewards:
+        assert shortest is not None
+        assert longest is not None
+        assert shortest > longest
+    assert {p.name for p in tmp_path.iterdir()} == {"rm"}
+
+
+def test_the_policy_is_a_plain_causal_model_that_prefers_what_was_preferred(
+    tiny: str, tmp_path: Path
+) -> None:
+    result = train("dpo", tiny, tmp_path / "dpo")
+    assert result.losses[0] == pytest.approx(math.log(2), abs=1e-5)
+    assert result.losses[-1] < math.log(2)
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "dpo")
+    assert isinstance(plain, LlamaForCausalLM)
+    before = response_logprobs(tiny, ITEMS, 1024, quiet_step)
+    after = response_logprobs(str(tmp_path / "dpo"), ITEMS, 1024, quiet_step)
+    ordered = 0
+    for old_K, new_K in zip(before, after, strict=True):
+        implicit = [n - o for n, o in zip(new_K, old_K, strict=True)]  # type: ignore[operator]
+        ordered += implicit[0] > implicit[3]
+    assert ordered == len(ITEMS)
+
+
+@pytest.mark.parametrize("kind", ["rm", "dpo"])
+def test_the_same_seed_gives_the_same_weights(tiny: str, tmp_path: Path, kind: str) -> None:
+    results = [train(kind, tiny, tmp_path / name) for name in ("a", "b")]
+    assert results[0].losses == results[1].losses
+    a, b = ((tmp_path / n / "model.safetensors").read_bytes() for n in ("a", "b"))
+    assert a == b
+
+
+def test_another_seed_gives_another_reward_model(tiny: str, tmp_path: Path) -> None:
+    runs = [
+        train_reward_model(tiny, GROUPS, SETTINGS, seed, tmp_path / "x", quiet_step, pytest.fail)
+        for seed in (0, 1)
+    ]
+    assert runs[0].losses != runs[1].losses
+
+
+def test_accumulated_batches_give_the_losses_of_one_large_batch(tiny: str, tmp_path: Path) -> None:
+    whole = train("dpo", tiny, tmp_path / "a", batch_groups=8)
+    parts = train("dpo", tiny, tmp_path / "b", batch_groups=2, accumulation=4)
+    assert parts.losses == pytest.approx(whole.losses, rel=1e-4)
+
+
+def test_every_step_is_reported_with_its_total(tiny: str, tmp_path: Path) -> None:
+    steps: list[tuple[int, int]] = []
+    seen: list[Mapping[str, float]] = []
+
+    def on_step(step: int, total: int, metrics: Mapping[str, float]) -> None:
+        steps.append((step, total))
+        seen.append(metrics)
+
+    result = train_reward_model(tiny, GROUPS, SETTINGS, 0, tmp_path / "rm", on_step, pytest.fail)
+    assert steps == [(n, 6) for n in range(1, 7)]
+    assert [m["loss"] for m in seen] == result.losses
+    assert [m["accuracy"] for m in seen] == result.accuracies
+    assert max(m["learning_rate"] for m in seen) == pytest.approx(3e-3)
+
+
+def test_each_response_is_scored_once_for_the_reference_whatever_the_epochs(
+    tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_gradients: list[int] = []
+    plain = scorers.response_log_probs
+
+    def counted(model: Any, batch: Any) -> torch.Tensor:
+        if not torch.is_grad_enabled():
+            without_gradients.append(len(batch["reference_N"]))
+        return plain(model, batch)
+
+    monkeypatch.setattr(api, "response_log_probs", counted)
+    monkeypatch.setattr(scorers, "response_log_probs", counted)
+    train("dpo", tiny, tmp_path / "dpo")
+    packing_check = [4, 4]
+    assert sum(without_gradients) == sum(packing_check) + 4 * len(GROUPS)
+
+
+@pytest.mark.parametrize("kind", ["rm", "dpo"])
+@pytest.mark.filterwarnings("ignore:.*lr_scheduler.step.*:UserWarning")
+def test_a_diverging_run_stops_and_keeps_the_earlier_model(
+    tiny: str, tmp_path: Path, kind: str
+) -> None:
+    out = tmp_path / "model"
+    train(kind, tiny, out)
+    before = (out / "model.safetensors").read_bytes()
+    with pytest.raises(TrainingDiverged, match="nothing was saved"):
+        train(kind, tiny, out, learning_rate=1e38, max_grad_norm=1e38)
+    assert (out / "model.safetensors").read_bytes() == before
+    assert {p.name for p in tmp_path.iterdir()} == {"model"}
+
+
+def test_weights_spoiled_by_the_last_step_are_not_saved(tiny: str, tmp_path: Path) -> None:
+    with pytest.raises(TrainingDiverged, match="the last step"):
+        train(
+            "rm",
+            tiny,
+            tmp_path / "rm",
+            learning_rate=1e38,
+            epochs=0.5,
+            warmup_ratio=0.0,
+            weight_decay=1e38,
+        )
+    assert not (tmp_path / "rm").exists()
+
+
+def test_a_response_that_is_too_long_has_no_score(tiny: str, tmp_path: Path) -> None:
+    prompt = ITEMS[0][0]
+    items = [(prompt, ["short", "x" * 500]), (prompt, ["x" * 500]), (prompt, ["short"])]
+    scores = response_logprobs(tiny, items, 100, quiet_step)
+    assert scores[0][0] is not None
+    assert scores[0][1] is None
+    assert scores[1] == [None]
+    assert scores[2][0] == pytest.approx(scores[0][0], abs=1e-4)
+
+
+def test_a_model_that_packing_changes_is_trained_unpacked_and_says_so(
+    tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed = train("rm", tiny, tmp_path / "a")
+    monkeypatch.setattr(api, "packing_error", lambda *_: 0.02)
+    lines: list[str] = []
+    result = train_reward_model(tiny, GROUPS, SETTINGS, 0, tmp_path / "b", quiet_step, lines.append)
+    assert not result.packed
+    assert lines == [
+        "packing changes this model's scores by 2.0e-02 of the largest; training one response a row"
+    ]
+    assert result.losses[0] == pytest.approx(packed.losses[0], abs=1e-5)
+
+
+def test_bfloat16_computes_in_bfloat16_and_saves_float32(tiny: str, tmp_path: Path) -> None:
+    exact = train("rm", tiny, tmp_path / "a")
+    rough = train("rm", tiny, tmp_path / "b", dtype="bfloat16")
+    assert rough.losses != exact.losses
+    assert rough.losses == pytest.approx(exact.losses, abs=0.02)
+    saved = AutoModelForSequenceClassification.from_pretrained(tmp_path / "b")
+    assert saved.dtype == torch.float32
+
+
+def test_gradient_checkpointing_changes_no_loss(tiny: str, tmp_path: Path) -> None:
+    plain = train("dpo", tiny, tmp_path / "a")
+    checkpointed = train("dpo", tiny, tmp_path / "b", gradient_checkpointing=True)
+    assert checkpointed.losses == pytest.approx(plain.losses, rel=1e-5)
+
+
+def test_a_directory_that_is_no_model_is_one_clear_line(tiny: str, tmp_path: Path) -> None:
+    with pytest.raises(SetupError, match=r"is no model directory: it has no config\.json") as e:
+        train("rm", str(tmp_path), tmp_path / "out")
+    assert "\n" not in str(e.value)
+    with pytest.raises(SetupError, match="is no model directory"):
+        score_reward(str(tmp_path / "absent"), ITEMS, 64, quiet_step)
+
+
+def test_models_of_the_wrong_kind_are_named_as_such(tiny: str, tmp_path: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny)
+    for config in (T5Config(), BertConfig(vocab_size=300, hidden_size=12)):
+        config.save_pretrained(tmp_path / config.model_type)
+        tokenizer.save_pretrained(tmp_path / config.model_type)
+        with pytest.raises(SetupError, match="is no causal language model") as e:
+            train("dpo", str(tmp_path / config.model_type), tmp_path / "out")
+        assert "\n" not in str(e.value)
+    with pytest.raises(
+        SetupError, match=r"is no reward model: it has no weights for score\.weight"
+    ):
+        score_reward(tiny, ITEMS, 64, quiet_step)
+    train("rm", tiny, tmp_path / "rm")
+    with pytest.raises(SetupError, match="is no causal language model: it has no weights for"):
+        response_logprobs(str(tmp_path / "rm"), ITEMS, 64, quiet_step)
+
+
+def test_a_target_that_is_somebody_elses_is_refused_before_training(
+    tiny: str, tmp_path: Path
+) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+
+    def never(step: int, total: int, metrics: Mapping[str, float]) -> None:
+        pytest.fail("trained")
+
+    with pytest.raises(SetupError, match="holds files that are no model"):
+        train_reward_model(tiny, GROUPS, SETTINGS, 0, tmp_path, never, pytest.fail)
+
+
+def test_a_reward_model_can_be_trained_further(tiny: str, tmp_path: Path) -> None:
+    first = train("rm", tiny, tmp_path / "rm")
+    again = train("rm", str(tmp_path / "rm"), tmp_path / "rm")
+    assert again.losses[0] < first.losses[0]
