@@ -151,6 +151,7 @@ class Sampling(Record):
     n: int = Field(default=1, ge=1)
     """Answers asked for in one call."""
     seed: int | None = None
+    """Tells otherwise equal calls apart; sent to providers that take one."""
     top_logprobs: int = Field(default=0, ge=0, le=20)
     """How many alternatives of the *first* answered token to return; 0: none."""
 

@@ -67,7 +67,9 @@ class OpenAIModel(ChatModel):
             "top_p": sampling.top_p,
             "n": sampling.n,
         }
-        if sampling.seed is not None:
+        # Other servers keep the seed out: vLLM 0.32 on a CPU dies of a request with a seed ("CPU
+        # Generator does not use offset"). There it only tells calls apart in the store.
+        if self._official and sampling.seed is not None:
             options["seed"] = sampling.seed
         if sampling.top_logprobs:
             options |= {"logprobs": True, "top_logprobs": sampling.top_logprobs}
