@@ -64,7 +64,8 @@ def texts_of(model: str, groups: int, k: int) -> list[tuple[str, list[str]]]:
 
 
 def run_ours(arguments: argparse.Namespace, kind: str, k: int, folder: Path) -> dict[str, Any]:
-    from rlaif.train.api import TrainSettings, train_dpo, train_reward_model
+    from rlaif.train.api import train_dpo, train_reward_model
+    from rlaif.train.settings import TrainSettings
     from rlaif.types import Message, PreferenceGroup, Prompt, WeightedComparison
 
     groups = [
@@ -83,6 +84,7 @@ def run_ours(arguments: argparse.Namespace, kind: str, k: int, folder: Path) -> 
     settings = TrainSettings(
         learning_rate=LEARNING_RATE, epochs=1, batch_groups=arguments.groups_per_step
     )
+    began = time.process_time()
     if kind == "rm":
         result = train_reward_model(
             arguments.model, groups, settings, 0, folder / "out", lambda *_: None, print
@@ -91,7 +93,8 @@ def run_ours(arguments: argparse.Namespace, kind: str, k: int, folder: Path) -> 
         result = train_dpo(
             arguments.model, groups, settings, BETA, 0, folder / "out", lambda *_: None, print
         )
-    return {"seconds": result.seconds, "steps": result.steps, "packed": result.packed}
+    cpu = time.process_time() - began
+    return {"seconds": result.seconds, "cpu": cpu, "steps": result.steps, "packed": result.packed}
 
 
 def run_trl(arguments: argparse.Namespace, kind: str, k: int, folder: Path) -> dict[str, Any]:
@@ -124,7 +127,7 @@ def run_trl(arguments: argparse.Namespace, kind: str, k: int, folder: Path) -> d
         "disable_tqdm": True,
         "seed": 0,
     }
-    began = time.monotonic()
+    began, began_cpu = time.monotonic(), time.process_time()
     if kind == "rm":
         trainer: Any = RewardTrainer(
             model=arguments.model, args=RewardConfig(**settings), train_dataset=rows
@@ -134,7 +137,11 @@ def run_trl(arguments: argparse.Namespace, kind: str, k: int, folder: Path) -> d
             model=arguments.model, args=DPOConfig(beta=BETA, **settings), train_dataset=rows
         )
     trainer.train()
-    return {"seconds": time.monotonic() - began, "steps": trainer.state.global_step}
+    return {
+        "seconds": time.monotonic() - began,
+        "cpu": time.process_time() - began_cpu,
+        "steps": trainer.state.global_step,
+    }
 
 
 def child(arguments: argparse.Namespace) -> None:
@@ -143,9 +150,7 @@ def child(arguments: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder:
         run = run_ours if engine == "ours" else run_trl
         result = run(arguments, kind, int(k), Path(folder))
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    result["cpu"] = usage.ru_utime + usage.ru_stime
-    result["gib"] = usage.ru_maxrss / 2**20
+    result["gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(json.dumps(result))
 
 

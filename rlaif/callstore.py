@@ -8,6 +8,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from pydantic import ValidationError
+
 from rlaif.errors import StoreError
 from rlaif.files import canonical
 from rlaif.types import ChatReply, ChatRequest
@@ -36,6 +38,9 @@ class CallStore:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(path, timeout=60, isolation_level=None)
+        except (sqlite3.Error, OSError) as e:
+            raise self._unusable(e) from e
+        try:
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=NORMAL")
             version = self._db.execute("PRAGMA user_version").fetchone()[0]
@@ -51,17 +56,27 @@ class CallStore:
                 " DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ'))) WITHOUT ROWID"
             )
             self._db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
-        except (sqlite3.Error, OSError) as e:
-            raise StoreError(
-                f"the call store cannot be opened: {e}",
-                file=path,
-                fix="check that the disk has space and the file is ours",
-            ) from e
+        except sqlite3.Error as e:
+            self._db.close()
+            raise self._unusable(e) from e
+        except StoreError:
+            self._db.close()
+            raise
+
+    def _unusable(self, error: Exception) -> StoreError:
+        return StoreError(
+            f"the call store cannot be used: {error}",
+            file=self.path,
+            fix="check that the disk has space and the file is ours",
+        )
 
     def get(self, key: str) -> ChatReply | None:
-        """The stored reply, or None if this call was never answered."""
-        row = self._db.execute("SELECT reply FROM calls WHERE key = ?", (key,)).fetchone()
-        return ChatReply.model_validate_json(row[0]) if row else None
+        """The stored reply, or None if this call was never answered. Raises StoreError."""
+        try:
+            row = self._db.execute("SELECT reply FROM calls WHERE key = ?", (key,)).fetchone()
+            return ChatReply.model_validate_json(row[0]) if row else None
+        except (sqlite3.Error, ValidationError) as e:
+            raise self._unusable(e) from e
 
     def put(self, request: ChatRequest, reply: ChatReply, seconds: float) -> None:
         """Commits a reply; returns when it is in the file. Raises StoreError (disk full, …)."""

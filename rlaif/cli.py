@@ -115,7 +115,14 @@ def _execute(
         changes.insert(0, name)
         name = None
     config, directory = recipe.load_run(name, changes, out)
-    report = recipe.execute(config, directory, stages, reconfigure=reconfigure)
+    try:
+        report = recipe.execute(config, directory, stages, reconfigure=reconfigure)
+    except KeyboardInterrupt:
+        # Caught here because typer would end in silence.
+        typer.echo(
+            "rlaif: stopped; every answer so far is stored, the same command goes on", err=True
+        )
+        raise typer.Exit(130) from None
     for sentence in recipe.summary(directory):
         typer.echo(sentence)
     typer.echo(f"report: {report}")
@@ -128,11 +135,6 @@ def main() -> None:
     except RlaifError as e:
         typer.echo(f"rlaif: {e}", err=True)
         sys.exit(e.exit_code)
-    except KeyboardInterrupt:
-        typer.echo(
-            "rlaif: stopped; every answer so far is stored, the same command goes on", err=True
-        )
-        sys.exit(130)
 
 
 if __name__ == "__main__":

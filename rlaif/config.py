@@ -11,7 +11,8 @@ import yaml
 from pydantic import BaseModel
 
 from rlaif.errors import SetupError
-from rlaif.yamlfile import YamlFile, field_names, validate
+from rlaif.files import canonical
+from rlaif.yamlfile import YamlFile, field_names, is_section, validate
 
 M = TypeVar("M", bound=BaseModel)
 COMMAND_LINE = "command line"
@@ -29,8 +30,10 @@ def load_config(path: Path, overrides: Sequence[str], model: type[M]) -> M:
     try:
         return validate(model, source.value, source)
     except SetupError as e:
-        set_here = any(e.field == o.partition("=")[0] for o in overrides)
-        if set_here:
+        set_here = [o.partition("=")[0] for o in overrides]
+        if any(
+            e.field == name or e.field.startswith((f"{name}.", f"{name}[")) for name in set_here
+        ):
             raise SetupError(e.problem, fix=e.fix, file=COMMAND_LINE, field=e.field) from e
         raise
 
@@ -55,22 +58,23 @@ def _apply(override: str, value: dict[str, Any], model: type[BaseModel]) -> None
             )
         if i < len(steps) - 1:
             inner = target.setdefault(step, {})
-            if not isinstance(inner, dict):
+            if not isinstance(inner, dict) or not is_section(model, steps[: i + 1]):
                 raise SetupError(
                     f"{step!r} has no fields of its own", file=COMMAND_LINE, field=name
                 )
             target = inner
     try:
         target[steps[-1]] = yaml.safe_load(text) if text else None
-    except yaml.YAMLError as e:
+    except (yaml.YAMLError, ValueError) as e:
         raise SetupError(f"found {text!r}", file=COMMAND_LINE, field=name, fix="not a value") from e
 
 
 def dump_config(config: BaseModel) -> str:
     """YAML in the form that `load_config` reads back."""
-    return yaml.safe_dump(
-        config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100
-    )
+    plain = config.model_dump(mode="json")
+    # PyYAML writes these three bare, and then reads them back as line breaks.
+    readable = not any(mark in canonical(plain) for mark in "\x85\u2028\u2029")
+    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=readable, width=100)
 
 
 def differences(one: Any, other: Any, at: str = "") -> Iterator[str]:

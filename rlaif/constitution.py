@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Self
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import Field, StringConstraints, field_validator, model_validator
 
 from rlaif.files import digest, find
 from rlaif.types import Record
@@ -53,17 +53,18 @@ class Constitution(Record):
     description: Text
     principles: tuple[Principle, ...] = Field(min_length=1)
 
-    @model_validator(mode="after")
-    def _ids_are_unique(self) -> Self:
+    @field_validator("principles")
+    @classmethod
+    def _ids_are_unique(cls, principles: tuple[Principle, ...]) -> tuple[Principle, ...]:
         seen: dict[str, int] = {}
-        for number, principle in enumerate(self.principles):
+        for number, principle in enumerate(principles):
             if principle.id in seen:
                 raise ValueError(
                     f"principles[{number}]: id {principle.id!r} is already that of "
                     f"principles[{seen[principle.id]}]; give it another"
                 )
             seen[principle.id] = number
-        return self
+        return principles
 
     @property
     def hash(self) -> str:

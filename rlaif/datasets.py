@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from rlaif.errors import SetupError
 from rlaif.files import digest, find
 from rlaif.types import Prompt
+from rlaif.yamlfile import dotted
 
 
 def load_prompts(name: str, limit: int | None = None) -> tuple[Prompt, ...]:
@@ -43,11 +44,17 @@ def load_prompts(name: str, limit: int | None = None) -> tuple[Prompt, ...]:
         try:
             prompt = _prompt(row)
         except ValidationError as e:
+            first = e.errors()[0]
+            at = first["loc"] or ("messages",)
             raise SetupError(
-                e.errors()[0]["msg"], file=path, line=number, field="prompt", fix="mend the row"
+                first["msg"].removeprefix("Value error, "),
+                file=path,
+                line=number,
+                field=dotted(("prompt", *at[1:]) if at[0] == "messages" else at),
+                fix="mend the row",
             ) from e
         except ValueError as e:
-            raise SetupError(str(e), file=path, line=number, field="prompt") from e
+            raise SetupError(str(e), file=path, line=number, fix="mend the row") from e
         if prompt.id in prompts:
             raise SetupError(
                 f"id {prompt.id!r} stands twice", file=path, line=number, fix="ids must be unique"
@@ -79,6 +86,8 @@ def _prompt(row: Any) -> Prompt:
         raise ValueError("prompt must be text or a list of messages")
     if any(isinstance(m, dict) and not str(m.get("content", "")).strip() for m in messages):
         raise ValueError("the prompt is empty")
+    if row.get("id") == "":
+        raise ValueError("the id is empty")
     identity = row.get("id", "p-" + digest(messages)[:12])
     return Prompt.model_validate(
         {"id": identity, "messages": messages, "tags": row.get("tags", [])}

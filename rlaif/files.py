@@ -20,6 +20,15 @@ from rlaif.errors import SetupError
 PACKAGE = Path(__file__).resolve().parent
 Kind = Literal["constitutions", "prompts", "prompts/sets", "recipes"]
 M = TypeVar("M", bound=BaseModel)
+UNUSABLE = (
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EEXIST,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ENAMETOOLONG,
+)
 
 
 def packaged(kind: Kind) -> Path:
@@ -37,14 +46,16 @@ def find(kind: Kind, name: str, suffix: str) -> Path:
     """
     file_name = name if name.endswith(suffix) else name + suffix
     candidates = [
-        Path(name).expanduser(),
-        Path(file_name).expanduser(),
+        Path(name),
+        Path(file_name),
         Path(kind) / file_name,
         packaged(kind) / file_name,
     ]
     for candidate in candidates:
-        if candidate.is_file():
-            return candidate
+        # `~nobody/x` and a name too long for the disk raise; they are no file either.
+        with contextlib.suppress(OSError, RuntimeError):
+            if (path := candidate.expanduser()).is_file():
+                return path
     known = ", ".join(
         p.name.removesuffix(suffix) for p in sorted(packaged(kind).glob("*" + suffix))
     )
@@ -68,22 +79,31 @@ def digest(value: Any) -> str:
 
 
 @contextlib.contextmanager
-def disk_errors(path: Path) -> Iterator[None]:
-    """Turns a full or read-only disk into one clear line."""
+def full_disk(path: Path) -> Iterator[None]:
+    """Turns a full disk into one clear line that names `path`."""
     try:
         yield
     except OSError as e:
-        if e.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise SetupError(
-                "no disk space left",
-                file=path,
-                fix="free some space and run the same command again",
-            ) from e
-        if e.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-            raise SetupError(
-                f"cannot be written: {e.strerror}", file=path, fix="choose another --out"
-            ) from e
-        raise
+        if e.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise SetupError(
+            "no disk space left", file=path, fix="free some space and run the same command again"
+        ) from e
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """As `full_disk`, and the same for a place where nothing can be written: for a block that
+    touches `path` alone."""
+    try:
+        with full_disk(path):
+            yield
+    except OSError as e:
+        if e.errno not in UNUSABLE:
+            raise
+        raise SetupError(
+            f"cannot be used: {e.strerror}", file=path, fix="choose another --out"
+        ) from e
 
 
 def write_text(path: Path, text: str) -> None:
@@ -136,8 +156,9 @@ def read_jsonl(path: Path, model: type[M]) -> list[M]:
 
 def need_space(directory: Path, megabytes: int) -> None:
     """Raises SetupError before a long task when the disk cannot hold what it will write."""
-    directory.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(directory).free // 2**20
+    with disk_errors(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(directory).free // 2**20
     if free < megabytes:
         raise SetupError(
             f"{free} MB free on this disk, the run needs about {megabytes} MB",

@@ -34,15 +34,17 @@ class Labeler(NamedTuple):
 
 
 def split_by_prompt(prompt_ids: Iterable[str], test_fraction: float, seed: int) -> dict[str, Split]:
-    """The same prompt always falls on the same side for a seed; all its responses go with it.
+    """A prompt is held out with all its responses. The same set of prompts is always split in the
+    same way for a seed, in whatever order it comes.
 
-    At least one prompt is held out where there are two or more and the fraction is not 0.
+    At least one prompt is held out where there are two or more and the fraction is not 0; at least
+    one is left to train on.
     """
     ordered = sorted(
         set(prompt_ids), key=lambda i: hashlib.sha256(f"{seed}:{i}".encode()).hexdigest()
     )
     held_out = round(test_fraction * len(ordered))
-    if test_fraction > 0 and len(ordered) > 1:
+    if test_fraction > 0:
         held_out = min(max(held_out, 1), len(ordered) - 1)
     return {i: "test" if n < held_out else "train" for n, i in enumerate(ordered)}
 

@@ -41,61 +41,70 @@ class Status:
 
 @contextmanager
 def progress(label: str, total: int, unit: str) -> Iterator[Advance]:
-    """Shows `label: done/total unit, rate, time left` until the block ends."""
+    """Shows `label: done/total, rate, time left` until the block ends.
+
+    The clock starts at the first advance: what was done before then (answers from the store, the
+    start of a server) does not count into the rate.
+    """
     if total == 0:
         yield lambda done, note="": None
     elif sys.stderr.isatty():
         yield from _bar(label, total, unit)
     else:
-        yield from _lines(label, total, unit)
+        yield from _lines(label, _Pace(total, unit))
 
 
 def _bar(label: str, total: int, unit: str) -> Iterator[Advance]:
     # rich is imported here because `rlaif --help` must not pay for it.
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
-    from rich.text import Text
-
-    class Rate(ProgressColumn):
-        def render(self, task: Task) -> Text:
-            return Text(_rate(task.completed, task.elapsed or 0.0, int(task.total or 0), unit))
+    from rich.progress import BarColumn, Progress, TextColumn
 
     bar = Progress(
         TextColumn("{task.description:>12}"),
         BarColumn(),
         TextColumn("{task.completed:.0f}/{task.total:.0f}"),
-        Rate(),
+        TextColumn("{task.fields[pace]}"),
         TextColumn("{task.fields[note]}"),
         console=Console(stderr=True),
     )
+    pace = _Pace(total, unit)
     with bar:
-        task = bar.add_task(label, total=total, note="")
-        yield lambda done, note="": bar.update(task, completed=done, note=note)
+        task = bar.add_task(label, total=total, note="", pace="")
+        yield lambda done, note="": bar.update(task, completed=done, note=note, pace=pace(done))
 
 
-def _lines(label: str, total: int, unit: str) -> Iterator[Advance]:
-    start = time.monotonic()
-    shown = start - PLAIN_EVERY_S
+def _lines(label: str, pace: _Pace) -> Iterator[Advance]:
+    shown: float | None = None
 
     def advance(done: int, note: str = "") -> None:
         nonlocal shown
+        text = pace(done)
         now = time.monotonic()
-        if now - shown < PLAIN_EVERY_S and done < total:
+        if shown is not None and now - shown < PLAIN_EVERY_S and done < pace.total:
             return
         shown = now
-        say(
-            f"{label:>12}  {done}/{total}  {_rate(done, now - start, total, unit)}  {note}".rstrip()
-        )
+        say(f"{label:>12}  {done}/{pace.total}  {text}  {note}".rstrip())
 
     yield advance
 
 
-def _rate(done: float, elapsed_s: float, total: int, unit: str) -> str:
-    if not done or elapsed_s < 0.1:
-        return ""
-    rate = done / elapsed_s
-    left_s = int((total - done) / rate)
-    rate_text = (
-        f"{rate:.1f} {unit}/s" if rate >= 1 else f"{1 / rate:.1f} s/{unit.removesuffix('s')}"
-    )
-    return f"{rate_text}, {left_s // 60}:{left_s % 60:02d} left"
+class _Pace:
+    """Rate and time left, from the first call on."""
+
+    def __init__(self, total: int, unit: str) -> None:
+        self.total = total
+        self._unit = unit
+        self._start: tuple[float, int] | None = None
+
+    def __call__(self, done: int) -> str:
+        now = time.monotonic()
+        if self._start is None:
+            self._start = (now, done)
+        elapsed_s, new = now - self._start[0], done - self._start[1]
+        if not new or elapsed_s < 0.1:
+            return ""
+        rate = new / elapsed_s
+        left_s = int((self.total - done) / rate)
+        one = self._unit.removesuffix("s")
+        shown = f"{rate:.1f} {self._unit}/s" if rate >= 1 else f"{1 / rate:.1f} s/{one}"
+        return f"{shown}, {left_s // 60}:{left_s % 60:02d} left"

@@ -20,11 +20,11 @@ from rlaif.errors import SetupError
 from rlaif.evaluate.headline import find_warnings, headline
 from rlaif.evaluate.report import write_report
 from rlaif.evaluate.schema import Report
-from rlaif.files import digest, find, packaged, write_text
+from rlaif.files import digest, find, full_disk, need_space, packaged, write_text
 from rlaif.judge.ask import Judge, JudgeConfig
 from rlaif.models.base import ChatModel
 from rlaif.models.names import parse_model
-from rlaif.models.pool import ModelConfig
+from rlaif.models.pool import ModelConfig, check_model, check_weights
 from rlaif.stages import compare, judge, pairs, sample, train_dpo, train_rm
 from rlaif.stages.compare import CompareConfig
 from rlaif.stages.pairs import PairsConfig
@@ -34,6 +34,9 @@ from rlaif.stages.train_rm import RewardModelConfig
 from rlaif.types import Record
 from rlaif.workspace import Workspace
 from rlaif.yamlfile import YamlFile
+
+# For calls and datasets; a stage that needs more says so itself.
+NEEDED_MB = 50
 
 
 class RunConfig(Record):
@@ -80,7 +83,7 @@ STAGES: Mapping[str, Run] = {
 def recipes() -> dict[str, str]:
     """Name -> description of the recipes that come with the package."""
     return {
-        path.stem: str(YamlFile(path).value.get("description", ""))
+        path.stem: load_config(path, [], RunConfig).description
         for path in sorted(packaged("recipes").glob("*.yaml"))
     }
 
@@ -114,9 +117,11 @@ def execute(config: RunConfig, out: Path, stages: Sequence[str], *, reconfigure:
     A stage whose inputs have not changed asks no model again: its calls are in the store. Raises
     RlaifError; what was done before stays.
     """
-    _check(config)
+    _check(config, stages)
+    need_space(out, NEEDED_MB)
     _claim(config, out, reconfigure)
-    asyncio.run(_execute(config, out, stages))
+    with full_disk(out):
+        asyncio.run(_execute(config, out, stages))
     return out / "report.html"
 
 
@@ -145,13 +150,26 @@ def _transformers(model: ModelConfig, field: str) -> ChatModel:
     )
 
 
-def _check(config: RunConfig) -> None:
+def _check(config: RunConfig, stages: Sequence[str]) -> None:
     """Finds what is wrong before anything is asked or loaded."""
+    policy = config.policy.model
     constitution, _ = load_constitution(config.judge.constitution)
     Judge(config.judge, constitution)
     load_prompts(config.sample.prompts, config.sample.limit)
-    parse_model(config.policy.model, "policy.model")
+    parse_model(policy, "policy.model")
     parse_model(config.judge.model, "judge.model")
+    if "sample" in stages:
+        check_model(policy, "policy.model")
+    if "judge" in stages or "compare" in stages:
+        check_model(config.judge.model, "judge.model")
+    bases = {
+        "train-rm": ("reward_model", config.reward_model.base),
+        "train-dpo": ("dpo", config.dpo.base),
+    }
+    for stage, (section, base) in bases.items():
+        if stage in stages:
+            model, field = (policy, "policy.model") if base is None else (base, f"{section}.base")
+            check_weights(model, field)
 
 
 def _claim(config: RunConfig, out: Path, reconfigure: bool) -> None:

@@ -9,6 +9,7 @@ marks each message; nothing but white space may stand outside one. What a model 
 from __future__ import annotations
 
 import re
+import traceback
 from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
 from pathlib import Path
@@ -28,7 +29,7 @@ ROLES = ("system", "user", "assistant")
 # Tokens by which chat templates open and close turns. A tokenizer turns them into control tokens
 # even inside a user's text, so a response that spells one could end the judge's prompt.
 CONTROL = re.compile(
-    r"<\|(?=[^\s|]{1,40}\|>)|<(?=/?(?:s|bos|eos|start_of_turn|end_of_turn)>)|\[(?=/?INST\])",
+    r"<[|｜](?=[^\s|｜]{1,40}[|｜]>)|<(?=/?(?:s|bos|eos|start_of_turn|end_of_turn)>)|\[(?=/?INST\])",
     re.IGNORECASE,
 )
 ZERO_WIDTH_SPACE = "\u200b"
@@ -108,18 +109,22 @@ class Template:
         )
         self._environment.filters["fence"] = fence
         self._environment.filters["defuse"] = defuse
-        known = set(variables)
-        self._check(self.path, known)
-        try:
-            self._template = self._environment.get_template(self.path.name)
-        except jinja2.TemplateSyntaxError as e:
-            raise self._syntax_error(e) from e
+        self._checked: set[Path] = set()
+        self._check(self.path, set(variables))
+        self._template = self._environment.get_template(self.path.name)
 
     def _check(self, path: Path, known: set[str]) -> None:
+        if path in self._checked:
+            return
+        self._checked.add(path)
         try:
-            tree = self._environment.parse(path.read_text(encoding="utf-8"), filename=str(path))
+            source = path.read_text(encoding="utf-8")
+            tree = self._environment.parse(source, filename=str(path))
+            self._environment.compile(source, path.name, str(path))
         except jinja2.TemplateSyntaxError as e:
-            raise self._syntax_error(e) from e
+            raise SetupError(f"not a valid template: {e.message}", file=path, line=e.lineno) from e
+        except (OSError, UnicodeDecodeError) as e:
+            raise SetupError(f"cannot be read: {e}", file=path) from e
         undeclared = meta.find_undeclared_variables(tree)
         for name in sorted(undeclared - known):
             line = min(n.lineno for n in tree.find_all(nodes.Name) if n.name == name)
@@ -129,11 +134,12 @@ class Template:
                 line=line,
                 fix=f"it may use: {', '.join(sorted(known))}",
             )
-        for included in tree.find_all(nodes.Include):
+        others: list[nodes.Include | nodes.Extends] = [*tree.find_all(nodes.Include)]
+        for included in [*others, *tree.find_all(nodes.Extends)]:
             if isinstance(included.template, nodes.Const):
                 self._check(self._included(path, included), known)
 
-    def _included(self, path: Path, include: nodes.Include) -> Path:
+    def _included(self, path: Path, include: nodes.Include | nodes.Extends) -> Path:
         assert isinstance(include.template, nodes.Const)
         for folder in (path.parent, packaged("prompts")):
             if (folder / include.template.value).is_file():
@@ -145,21 +151,15 @@ class Template:
             fix="put the file beside the template",
         )
 
-    def _syntax_error(self, error: jinja2.TemplateSyntaxError) -> SetupError:
-        return SetupError(
-            f"not a valid template: {error.message}",
-            file=error.filename or self.path,
-            line=error.lineno,
-        )
-
     def render(self, variables: Mapping[str, Any]) -> tuple[Message, ...]:
         """The conversation. Raises SetupError for what only shows when rendering."""
         token = _messages.set([])
         try:
             outside = self._template.render(variables)
             messages = tuple(_messages.get())
-        except jinja2.TemplateError as e:
-            raise SetupError(f"cannot be rendered: {e.message}", file=self.path) from e
+        except Exception as e:  # a template is the user's program: it can raise anything
+            file, line = self._place(e)
+            raise SetupError(f"cannot be rendered: {e}", file=file, line=line) from e
         finally:
             _messages.reset(token)
         if outside.strip():
@@ -175,3 +175,13 @@ class Template:
                 fix='end the file with {% message "user" %} … {% endmessage %}',
             )
         return messages
+
+    def _place(self, error: Exception) -> tuple[Path, int | None]:
+        """File and line of the template where rendering stopped: Jinja rewrites tracebacks so."""
+        folders = (self.path.parent, packaged("prompts"))
+        found: tuple[Path, int | None] = (self.path, None)
+        for frame, line in traceback.walk_tb(error.__traceback__):
+            file = Path(frame.f_code.co_filename)
+            if file.suffix == ".j2" and file.parent in folders:
+                found = (file, line)
+        return found

@@ -45,10 +45,32 @@ class YamlFile:
                 line=1,
                 fix="the file must hold `field: value` lines",
             )
+        self._open: list[yaml.Node] = []
         self.value: dict[str, Any] = self._build(node, ())
 
     def _build(self, node: yaml.Node, at: Location) -> Any:
-        self.lines[at] = node.start_mark.line + 1
+        line = node.start_mark.line + 1
+        if node in self._open:
+            raise SetupError(
+                "holds itself through an alias", file=self.path, line=line, field=dotted(at)
+            )
+        self.lines[at] = line
+        self._open.append(node)
+        try:
+            return self._plain(node, at)
+        except (yaml.constructor.ConstructorError, ValueError) as e:
+            problem = e.problem if isinstance(e, yaml.constructor.ConstructorError) else e
+            raise SetupError(
+                f"not a plain value: {problem}",
+                file=self.path,
+                line=line,
+                field=dotted(at),
+                fix="put it in quotes if it is text",
+            ) from e
+        finally:
+            self._open.pop()
+
+    def _plain(self, node: yaml.Node, at: Location) -> Any:
         if isinstance(node, yaml.MappingNode):
             mapping: dict[str, Any] = {}
             for key_node, value_node in node.value:
@@ -82,7 +104,8 @@ def validate(model: type[M], value: Any, source: YamlFile | None, origin: str = 
     try:
         return model.model_validate(value)
     except ValidationError as e:
-        error = e.errors()[0]
+        # A misspelt required field is both unknown and missing; the first says how to mend it.
+        error = min(e.errors(), key=lambda found: found["type"] != "extra_forbidden")
         at = tuple(error["loc"])
         found = error["input"]
         kind = error["type"]
@@ -115,15 +138,25 @@ def validate(model: type[M], value: Any, source: YamlFile | None, origin: str = 
 
 def field_names(model: type[BaseModel], at: Sequence[int | str]) -> list[str]:
     """Names of the fields of the model that stands at `at` inside `model`."""
-    current: Any = model
+    current = model
     for step in at:
-        if isinstance(step, int) or not _is_model(current) or step not in current.model_fields:
-            continue
-        annotation = current.model_fields[step].annotation
-        found = [a for a in (annotation, *_flatten(annotation)) if _is_model(a)]
-        if found:
-            current = found[0]
+        if isinstance(step, str) and step in current.model_fields:
+            current = _inner(current, step) or current
     return list(current.model_fields)
+
+
+def is_section(model: type[BaseModel], at: Sequence[str]) -> bool:
+    """Whether what stands at `at` inside `model` has fields of its own."""
+    current: type[BaseModel] | None = model
+    for step in at:
+        current = _inner(current, step) if current and step in current.model_fields else None
+    return current is not None
+
+
+def _inner(model: type[BaseModel], field: str) -> type[BaseModel] | None:
+    annotation = model.model_fields[field].annotation
+    found = [a for a in (annotation, *_flatten(annotation)) if _is_model(a)]
+    return found[0] if found else None
 
 
 def _flatten(annotation: Any) -> list[Any]:

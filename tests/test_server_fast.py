@@ -22,17 +22,26 @@ from rlaif.models.server import ServerConfig, VLLMServer, cause_of_death, last_l
 
 ROOT = Path(__file__).parent.parent
 
+# vLLM's engine is a child of the server, its helpers are children of the engine, and it holds
+# shared memory. This one ignores SIGTERM, and its helper leaves the process group.
+ENGINE = """
+import signal, subprocess, sys, time
+from multiprocessing.shared_memory import SharedMemory
+
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+memory = SharedMemory(create=True, size=4096)
+print("shared memory:", memory.name, flush=True)
+subprocess.Popen([sys.executable, "-c", "import os, time; os.setsid(); time.sleep(600)"])
+time.sleep(600)
+"""
+
 STUB = """
 import http.server, os, signal, subprocess, sys, time
 
 flag = lambda name: sys.argv[sys.argv.index(name) + 1]
 mode = flag("--mode")
 print("(APIServer pid=1) INFO 01-01 00:00:00 [x.py:1] arguments:", *sys.argv, flush=True)
-# vLLM's engine is a child of the server, and its helpers are children of the engine.
-engine = "import subprocess, sys, time, signal; signal.signal(signal.SIGTERM, signal.SIG_IGN);" \\
-    "subprocess.Popen([sys.executable, '-c', 'import os, time; os.setsid(); time.sleep(600)']);" \\
-    "time.sleep(600)"
-subprocess.Popen([sys.executable, "-c", engine])
+subprocess.Popen([sys.executable, "-c", ENGINE])
 if mode == "dies":
     print("(EngineCore pid=2) ERROR 01-01 00:00:00 [core.py:9] ValueError: the cache is too small")
     print("Traceback (most recent call last):")
@@ -56,7 +65,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         pass
 time.sleep(0.5)
 http.server.HTTPServer((flag("--host"), int(flag("--port"))), Handler).serve_forever()
-"""
+""".replace("ENGINE", repr(ENGINE))
 
 
 class StubServer(VLLMServer):
@@ -107,11 +116,12 @@ def wait_until_gone(pids: list[int], seconds: float) -> list[int]:
 
 
 def wait_for_family(server: VLLMServer) -> list[int]:
-    """Supervisor, server, engine and the engine's child that left the process group."""
+    """Supervisor, server, engine, the engine's tracker of shared memory and its child that left the
+    process group."""
     deadline = time.monotonic() + 10
-    while len(server.pids) < 4 and time.monotonic() < deadline:
+    while len(server.pids) < 5 and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert len(server.pids) == 4
+    assert len(server.pids) == 5
     return list(server.pids)
 
 
@@ -141,12 +151,22 @@ def test_it_answers_at_its_address_and_stop_leaves_no_process(
     assert said[-1].startswith("vLLM serves model after")
 
 
-def test_kill_leaves_no_process(model: Path, stub: Path, said: list[str]) -> None:
+@pytest.mark.parametrize("by", ["stop", "kill"])
+def test_ending_it_leaves_neither_process_nor_shared_memory(
+    model: Path, stub: Path, said: list[str], by: str
+) -> None:
     server = make(model, said, "serves")
     asyncio.run(server.start())
     pids = wait_for_family(server)
-    server.kill()
+    [name] = [line.split()[-1] for line in server.log.read_text().splitlines() if "memory:" in line]
+    segment = Path("/dev/shm") / name
+    assert segment.exists()
+    if by == "stop":
+        asyncio.run(server.stop())
+    else:
+        server.kill()
     assert [pid for pid in pids if is_running(pid)] == []
+    assert not segment.exists()
 
 
 def test_a_stopped_server_can_be_started_again(model: Path, stub: Path, said: list[str]) -> None:
@@ -298,7 +318,7 @@ def test_sigkill_of_the_parent_leaves_no_process(model: Path, stub: Path, tmp_pa
         config = ServerConfig(extra_args=("--mode", "serves"))
         server = Stub({str(model)!r}, config, Path({str(log)!r}), lambda line: None)
         asyncio.run(server.start())
-        while len(server.pids) < 4:
+        while len(server.pids) < 5:
             time.sleep(0.05)
         print(*server.pids, flush=True)
         time.sleep(600)
@@ -312,11 +332,14 @@ def test_sigkill_of_the_parent_leaves_no_process(model: Path, stub: Path, tmp_pa
     assert parent.stdout is not None
     with parent.stdout:
         pids = [int(pid) for pid in parent.stdout.readline().split()]
-    assert len(pids) == 4
+    assert len(pids) == 5
     assert all(is_running(pid) for pid in pids)
     parent.kill()
     parent.wait()
-    assert wait_until_gone(pids, 10) == []
+    left = wait_until_gone(pids, 10)
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert left == []
 
 
 def test_sigkill_of_the_supervisor_ends_the_server(
@@ -330,8 +353,11 @@ def test_sigkill_of_the_supervisor_ends_the_server(
         assert wait_until_gone([child], 5) == []
     finally:
         for pid in below:
-            os.kill(pid, signal.SIGKILL)
+            # The tracker of shared memory clears up after the others and ends by itself.
+            if "resource_tracker" not in Path(f"/proc/{pid}/cmdline").read_text():
+                os.kill(pid, signal.SIGKILL)
         server.kill()
+    assert wait_until_gone(below, 10) == []
 
 
 def test_a_missing_vllm_names_the_extra(model: Path, said: list[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -37,10 +38,19 @@ def server(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     log = tmp_path_factory.mktemp("server") / "vllm.log"
     server = VLLMServer(str(weights), CONFIG, log, print)
     asyncio.run(server.start())
-    pids = server.pids
+    pids, shared = server.pids, shared_memory_of(server.pids)
     yield server
     asyncio.run(server.stop())
     assert running(pids) == []
+    assert shared
+    assert not any(segment.exists() for segment in shared)
+
+
+def shared_memory_of(pids: tuple[int, ...] | list[int]) -> set[Path]:
+    """Named segments of shared memory that these processes map; they outlive who does not unlink
+    them."""
+    maps = "".join(Path(f"/proc/{pid}/maps").read_text() for pid in pids)
+    return {Path(path) for path in re.findall(r"(/dev/shm/psm_\w+)$", maps, re.MULTILINE)}
 
 
 def running(pids: tuple[int, ...] | list[int]) -> list[int]:
@@ -129,9 +139,11 @@ def test_sigkill_of_the_parent_leaves_no_vllm_process(weights: Path, tmp_path: P
         pids = [int(pid) for pid in parent.stdout.readline().split()]
     # Supervisor, API server, engine and worker at least.
     assert len(running(pids)) >= 4
+    shared = shared_memory_of(pids)
     parent.kill()
     parent.wait()
     deadline = time.monotonic() + 10
     while running(pids) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert running(pids) == []
+    assert not any(segment.exists() for segment in shared)

@@ -20,12 +20,12 @@ from rlaif.errors import SetupError
 from rlaif.train import api, scorers
 from rlaif.train.api import (
     TrainResult,
-    TrainSettings,
     response_logprobs,
     score_reward,
     train_dpo,
     train_reward_model,
 )
+from rlaif.train.settings import TrainSettings
 from rlaif.train.tiny import make_tiny
 from rlaif.train.trainer import TrainingDiverged
 from rlaif.types import Message, PreferenceGroup, Prompt, WeightedComparison
@@ -185,7 +185,7 @@ def test_a_diverging_run_stops_and_keeps_the_earlier_model(
     out = tmp_path / "model"
     train(kind, tiny, out)
     before = (out / "model.safetensors").read_bytes()
-    with pytest.raises(TrainingDiverged, match="nothing was saved"):
+    with pytest.raises(TrainingDiverged, match=r"the loss became .* nothing was saved"):
         train(kind, tiny, out, learning_rate=1e38, max_grad_norm=1e38)
     assert (out / "model.safetensors").read_bytes() == before
     assert {p.name for p in tmp_path.iterdir()} == {"model"}
@@ -285,3 +285,18 @@ def test_a_reward_model_can_be_trained_further(tiny: str, tmp_path: Path) -> Non
     first = train("rm", tiny, tmp_path / "rm")
     again = train("rm", str(tmp_path / "rm"), tmp_path / "rm")
     assert again.losses[0] < first.losses[0]
+
+
+def test_the_seconds_count_the_reference_too(
+    tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    plain = api.score_groups
+
+    def slow(*arguments: Any, **named: Any) -> Any:
+        now[0] += 1000
+        return plain(*arguments, **named)
+
+    monkeypatch.setattr(api, "score_groups", slow)
+    monkeypatch.setattr(api.time, "monotonic", lambda: now[0])
+    assert train("dpo", tiny, tmp_path / "dpo").seconds == 1000

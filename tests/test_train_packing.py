@@ -9,6 +9,7 @@ from rlaif.errors import SetupError
 from rlaif.train.collate import collate
 from rlaif.train.groups import EncodedGroup, encode, encode_groups
 from rlaif.train.loading import load_causal, load_reward, load_tokenizer
+from rlaif.train.loss import bradley_terry
 from rlaif.train.scorers import DPOScorer, RewardScorer, packing_error, score_groups
 from rlaif.train.tiny import make_tiny
 from rlaif.types import Message, PreferenceGroup, Prompt, WeightedComparison
@@ -74,7 +75,7 @@ def test_a_template_that_hides_where_the_response_begins_is_refused(tiny: str) -
 def test_too_long_responses_are_dropped_with_their_comparisons_and_counted(tiny: str) -> None:
     tokenizer = load_tokenizer(tiny)
     long = "x" * 200
-    groups = [group_of("a", ("fits", long, "fits too")), group_of("b", ("fits", long))]
+    groups = [group_of("a", (long, "fits", "fits too")), group_of("b", ("fits", long))]
     result = encode_groups(tokenizer, groups, max_length=100)
     assert result.dropped_responses == 2
     (kept,) = result.groups
@@ -84,7 +85,7 @@ def test_too_long_responses_are_dropped_with_their_comparisons_and_counted(tiny:
     ]
     (comparison,) = kept.comparisons
     assert (comparison.first, comparison.second) == (0, 1)
-    assert comparison.p_first == groups[0].comparisons[1].p_first
+    assert comparison.p_first == groups[0].comparisons[2].p_first
 
 
 def test_nothing_left_to_train_on_is_an_error_that_names_the_limit(tiny: str) -> None:
@@ -196,3 +197,32 @@ def test_a_tokenizer_without_padding_pads_with_its_end(tiny: str, tmp_path: Path
     tokenizer.save_pretrained(tmp_path)
     (tmp_path / "config.json").write_text((Path(tiny) / "config.json").read_text())
     assert load_tokenizer(str(tmp_path)).pad_token == "<|im_end|>"
+
+
+def test_the_loss_of_four_responses_is_that_of_their_six_pairs_scored_one_by_one(
+    tiny: str,
+) -> None:
+    tokenizer = load_tokenizer(tiny)
+    pad = tokenizer.pad_token_id
+    group = group_of("Which of the four?")
+    for scorer in scorers(tiny):
+        batch = collate(encoded(tiny, group), pad, packed=True)
+        together = bradley_terry(
+            scorer(batch),
+            batch["first_C"],
+            batch["second_C"],
+            batch["p_first_C"],
+            batch["weight_C"],
+        )
+        naive = []
+        for c in group.comparisons:
+            prompt_ids, response_ids = encode(
+                tokenizer, group.prompt, [group.responses[c.first], group.responses[c.second]]
+            )
+            pair = EncodedGroup(prompt_ids, response_ids, (), (0.0, 0.0))
+            first, second = scorer(collate([pair], pad, packed=False))
+            margin = (first - second).double()
+            q = torch.sigmoid(margin)
+            naive.append(-(c.p_first * q.log() + (1 - c.p_first) * torch.sigmoid(-margin).log()))
+        assert len(naive) == 6
+        assert together.item() == pytest.approx(torch.stack(naive).mean().item(), rel=1e-5)

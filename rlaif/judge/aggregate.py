@@ -35,7 +35,8 @@ def compare(
 
     A principle votes when all its orders are scored: its vote is the mean over them. The
     comparison is scored when the principles that vote hold at least `min_voting_weight` of all
-    weight; p_first is their weighted mean. |p_first - 0.5| <= tie_margin is a tie.
+    weight; p_first is their weighted mean. |p_first - 0.5| <= tie_margin is a tie, and so are two
+    identical texts, whatever a judge asked in one order makes of them.
     """
     by_principle: dict[str, list[Judgment]] = defaultdict(list)
     for judgment in judgments:
@@ -68,7 +69,8 @@ def compare(
         )
     p_first = sum(weights[i] * p for i, p in votes.items()) / voting
     winner = "A" if p_first > 0.5 else "B"
-    outcome = "tie" if abs(p_first - 0.5) <= tie_margin else winner
+    tie = abs(p_first - 0.5) <= tie_margin or pair.first.text == pair.second.text
+    outcome = "tie" if tie else winner
     return Comparison.model_validate({**common, "outcome": outcome, "p_first": p_first})
 
 

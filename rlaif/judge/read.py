@@ -10,12 +10,21 @@ from rlaif.types import Choice, TokenLogprob
 
 Labels = tuple[str, str]
 BRACKETED = re.compile(r"\[\[\s*([^\[\]]{1,20}?)\s*\]\]")
-STATED = re.compile(
-    r"\b(?:verdict|answer|choice|better(?: response)?|winner)\b(?: is|:|=)*\s*[\"'*_(\[]*"
-    r"(?:response |option )?([A-Za-z]+)\b",
-    re.IGNORECASE,
+NOUN = r"(?:response|output|option|answer|candidate)"
+WORD = r"[\"'*_({\[]*(\w+)\b[\"'*_)}\]]*"
+# "The verdict is B", "Better response: [B]"
+NAMED = rf"\b(?:verdict|answer|choice|winner|better(?: {NOUN})?)(?: is|:|=)+\s*(?:{NOUN} )?{WORD}"
+# "Response B is better", "Output (b) is the clear winner"
+PRAISED = rf"\b{NOUN} {WORD} (?:wins\b|is (?:\w+ ){{0,2}}?(?:better|preferable|preferred|winner)\b)"
+STATED = re.compile(f"{NAMED}|{PRAISED}", re.IGNORECASE)
+# "I do not think that response B is better", "whether the answer is B" state nothing.
+DENIED = re.compile(
+    r"(?:\b(?:not|never|neither|nor|if|whether)|n['’]t)\b[^.,:;!?]*$", re.IGNORECASE
 )
+ALONE = re.compile(rf"(?:{NOUN}\s+)?[\W_]*(\w+)", re.IGNORECASE)
 PUNCTUATION = " \t\r\n.,:;!\"'`*_()[]{}"
+# A statement inside quotation marks is someone else's.
+QUOTED = re.compile(r"\"[^\"\n]*\"|“[^”\n]*”|`[^`\n]*`")
 
 
 class Verdict(NamedTuple):
@@ -58,21 +67,25 @@ def read_logprobs(
 def read_text(choice: Choice, labels: Labels) -> Verdict:
     """The last verdict that the text states; it must be on the menu.
 
-    In this order: the last `[[X]]`; a last line that is a label and nothing else; the last
-    "verdict/answer/choice/winner … X". Anything else is unscored: a label somewhere in the prose,
-    or inside a quotation of the response, is not a verdict.
+    In this order: the last `[[X]]`; a last line that is a label and nothing else ("B", "Response
+    B."); the last "verdict/answer/choice/winner is X" or "response X is better"; a first line that
+    is a label and nothing else, unless the other label has a line of its own too. Anything else is
+    unscored: a label somewhere in the prose, or inside a quotation of the response, is not a
+    verdict.
     """
     text = choice.text.strip()
     if not text:
         return Verdict(None, None, "empty")
-    stated = BRACKETED.findall(text) or [
-        line.strip(PUNCTUATION)
-        for line in text.splitlines()[-1:]
-        if any(_same(line.strip(PUNCTUATION), label) for label in labels)
-    ]
+    stated = BRACKETED.findall(text)
     if not stated:
-        # A statement inside quotation marks is someone else's.
-        stated = STATED.findall(re.sub(r"\"[^\"\n]*\"|“[^”\n]*”|`[^`\n]*`", "", text))
+        alone = [_alone(line, labels) for line in text.splitlines()]
+        statements = _statements(text)
+        if alone[-1]:
+            stated = [alone[-1]]
+        elif statements:
+            stated = statements
+        elif alone[0] and len(set(alone)) == 2:  # that label, and lines of prose
+            stated = [alone[0]]
     if not stated:
         return Verdict(
             None, None, "truncated" if choice.finish_reason == "length" else "unreadable"
@@ -81,6 +94,21 @@ def read_text(choice: Choice, labels: Labels) -> Verdict:
         if _same(stated[-1], label):
             return Verdict(p_first_label, None, "")
     return Verdict(None, None, "off_the_menu")
+
+
+def _alone(line: str, labels: Labels) -> str:
+    """The label that the line consists of; empty if it is anything else."""
+    match = ALONE.fullmatch(line.strip(PUNCTUATION))
+    return match[1] if match and any(_same(match[1], label) for label in labels) else ""
+
+
+def _statements(text: str) -> list[str]:
+    unquoted = QUOTED.sub("", text)
+    return [
+        match[1] or match[2]
+        for match in STATED.finditer(unquoted)
+        if not DENIED.search(unquoted, 0, match.start())
+    ]
 
 
 def _same(found: str, label: str) -> bool:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from json import JSONDecodeError
 from typing import cast
 
 import anthropic
-from anthropic.types import MessageParam
+from anthropic.types import Message, MessageParam
+from pydantic import ValidationError
 
 from rlaif.errors import CallRateLimited, CallRejected, CallTransient, SetupError
 from rlaif.models.base import ChatModel, retry_after_s
+from rlaif.models.names import is_final, quoted
 from rlaif.types import ChatReply, ChatRequest, Choice
 
+KEY, TOKEN = "ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN"
 FINISH = {"end_turn": "stop", "stop_sequence": "stop", "max_tokens": "length"}
 
 
@@ -24,10 +28,23 @@ class AnthropicModel(ChatModel):
     gives_logprobs = False
     max_n = 1
 
-    def __init__(self, name: str, *, identity: str, api_key: str, timeout_s: float) -> None:
+    def __init__(
+        self,
+        name: str,
+        *,
+        identity: str,
+        timeout_s: float,
+        api_key: str | None = None,
+        auth_token: str | None = None,
+    ) -> None:
+        """One of `api_key` and `auth_token`; the token always travels as `Authorization: Bearer`,
+        which is what a vLLM server wants."""
         self.identity = identity
         self._name = name
-        self._sdk = anthropic.AsyncAnthropic(api_key=api_key, timeout=timeout_s, max_retries=0)
+        self._secret = api_key or auth_token or ""
+        self._sdk = anthropic.AsyncAnthropic(
+            api_key=api_key, auth_token=auth_token, timeout=timeout_s, max_retries=0
+        )
 
     async def ask(self, request: ChatRequest) -> ChatReply:
         system = "\n\n".join(m.content for m in request.messages if m.role == "system")
@@ -53,28 +70,39 @@ class AnthropicModel(ChatModel):
                 extra_body=extra,
             )
         except anthropic.APIError as e:
-            raise _classify(e) from e
-        text = "".join(block.text for block in reply.content if block.type == "text")
-        stop = reply.stop_reason or "stop"
-        return ChatReply(
-            choices=(Choice(text=text, finish_reason=FINISH.get(stop, stop)),),
-            prompt_tokens=reply.usage.input_tokens,
-            completion_tokens=reply.usage.output_tokens,
-        )
+            raise _classify(e, self._secret) from e
+        except (JSONDecodeError, UnicodeDecodeError) as e:
+            raise CallTransient("the answer is not JSON") from e
+        return _reply(reply)
 
     async def aclose(self) -> None:
         await self._sdk.close()
 
 
-def _classify(error: anthropic.APIError) -> Exception:
+def _reply(message: Message) -> ChatReply:
+    try:
+        text = "".join(block.text for block in message.content if block.type == "text")
+        stop = message.stop_reason or "stop"
+        return ChatReply(
+            choices=(Choice(text=text, finish_reason=FINISH.get(stop, stop)),),
+            prompt_tokens=message.usage.input_tokens,
+            completion_tokens=message.usage.output_tokens,
+        )
+    except (AttributeError, TypeError, ValidationError) as e:
+        # The SDK hands on what a server sends, whatever it is.
+        raise CallTransient("the answer is not a message of the Messages API") from e
+
+
+def _classify(error: anthropic.APIError, secret: str) -> Exception:
+    said = quoted(error.message, secret)
     if isinstance(error, anthropic.APITimeoutError | anthropic.APIConnectionError):
-        return CallTransient(f"{type(error).__name__}: {error}")
+        return CallTransient(f"{type(error).__name__}: {said}")
     if isinstance(error, anthropic.AuthenticationError | anthropic.PermissionDeniedError):
-        return SetupError("the provider refuses the API key", fix="check ANTHROPIC_API_KEY")
+        return SetupError("the provider refuses the API key", fix=f"check {KEY} or {TOKEN}")
     if isinstance(error, anthropic.NotFoundError):
-        return SetupError(f"the provider does not know this model: {error.message}")
+        return SetupError(f"the provider does not know this model: {said}")
     if isinstance(error, anthropic.RateLimitError):
-        return CallRateLimited(str(error), retry_after_s(error.response.headers.get("retry-after")))
-    if isinstance(error, anthropic.APIStatusError) and error.status_code < 500:
-        return CallRejected(f"{error.status_code}: {error.message}")
-    return CallTransient(str(error))
+        return CallRateLimited(said, retry_after_s(error.response.headers.get("retry-after")))
+    if isinstance(error, anthropic.APIStatusError) and is_final(error.status_code):
+        return CallRejected(said)
+    return CallTransient(said)

@@ -53,7 +53,7 @@ class Client:
         self.model = model
         self._store = store
         self._bill = bill
-        self._window = asyncio.Semaphore(concurrency)
+        self._concurrency = concurrency
         self._attempts = attempts
         self._backoff = tenacity.wait_random_exponential(multiplier=0.5, max=longest_wait_s)
 
@@ -75,13 +75,17 @@ class Client:
             else:
                 self._bill.add_reply(stored, stored=True)
                 answers[key] = stored
-        advance(len(answers), "")
         if missing:
             await self.model.check()
+        advance(len(answers), "")
+
+        window = asyncio.Semaphore(self._concurrency)
 
         async def settle(key: str, request: ChatRequest) -> None:
-            async with self._window:
-                answers[key] = await self._ask(request)
+            await window.acquire()
+            answers[key] = await self._ask(request)
+            # Not released by an error that stops everything: the next call must not start.
+            window.release()
             tokens = self._bill.completion_tokens
             advance(len(answers), f"{tokens} tokens answered")
 

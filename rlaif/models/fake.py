@@ -7,17 +7,19 @@
     fake/refuse     a judge that always refuses
     fake/faulty     `shorter`, with a share of its answers broken in every way we have seen
 
-Options follow a question mark: `fake/shorter?logprobs=no` answers in text only,
-`fake/faulty?rate=0.3` sets the share.
+Options follow a question mark, joined by `&`: `fake/shorter?logprobs=no` answers in text only,
+`fake/faulty?rate=0.3` sets the share, `fake/shorter?delay=0.02` takes that many seconds a call.
 """
 
 from __future__ import annotations
 
+import asyncio
 import difflib
 import hashlib
 import math
 import random
 import re
+from collections.abc import Mapping
 from urllib.parse import parse_qsl
 
 from rlaif.errors import CallRateLimited, CallRejected, CallTransient, SetupError
@@ -39,8 +41,10 @@ FAULTS = (
     "rate limited",
     "server error",
 )
-# A response counts as shorter from a tenth on; the verdict is near certain from a third on.
-INDIFFERENT_LOG_RATIO = 0.1
+# A response counts as shorter from a fifth on (exp(-0.25) = 0.78 of the other's characters), with
+# odds of 12 to 1; less is a tie. Answers that the token limit cut differ by less than that, by
+# nothing but how many characters their tokens happen to have.
+INDIFFERENT_LOG_RATIO = 0.25
 STEEPNESS = 10.0
 LABEL_MASS = 0.98
 WORDS = tuple(
@@ -58,33 +62,35 @@ class FakeModel(ChatModel):
 
     max_n = 128
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, field: str = "model") -> None:
         kind, _, query = name.partition("?")
         options = dict(parse_qsl(query, keep_blank_values=True))
         if kind not in KINDS:
             near = difflib.get_close_matches(kind, KINDS, n=1)
             raise SetupError(
                 f"no fake model {kind!r}",
-                field="model",
+                field=field,
                 fix=f"did you mean fake/{near[0]}?" if near else f"known: {', '.join(KINDS)}",
             )
-        unknown = sorted(set(options) - {"logprobs", "rate"})
+        unknown = sorted(set(options) - {"logprobs", "rate", "delay"})
         if unknown:
             raise SetupError(
                 f"fake models have no option {unknown[0]!r}",
-                field="model",
-                fix="options are logprobs and rate",
+                field=field,
+                fix="options are logprobs, rate and delay",
             )
-        self.identity = f"fake/{name}"
+        # The delay changes no answer, so it is no part of the identity.
+        told = [f"{key}={value}" for key, value in options.items() if key != "delay"]
+        self.identity = f"fake/{kind}" + (f"?{'&'.join(told)}" if told else "")
         self.gives_logprobs = options.get("logprobs", "yes") != "no"
         self._kind = kind
-        try:
-            self._fault_rate = float(options.get("rate", "0.3" if kind == "faulty" else "0"))
-        except ValueError as e:
-            raise SetupError("the option rate must be a number", field="model") from e
+        self._fault_rate = _number(options, "rate", "0.3" if kind == "faulty" else "0", field)
+        self._delay_s = _number(options, "delay", "0", field)
         self._attempts: dict[str, int] = {}
 
     async def ask(self, request: ChatRequest) -> ChatReply:
+        if self._delay_s:
+            await asyncio.sleep(self._delay_s)
         if self._kind == "policy":
             choices = [self._sample(request, i) for i in range(request.sampling.n)]
         else:
@@ -104,10 +110,11 @@ class FakeModel(ChatModel):
         return Choice(text=" ".join(words).capitalize() + ".", finish_reason=finish)
 
     def _verdict(self, request: ChatRequest) -> Choice:
-        menu = MENU.search(request.messages[-1].content)
-        if menu is None:
+        menus = list(MENU.finditer(request.messages[-1].content))
+        if not menus:
             return Choice(text="It answers what was asked, at some length.", finish_reason="stop")
-        labels = (menu[1], menu[2])
+        # The last one is ours: an earlier one stands in a response that imitates the prompt.
+        labels = (menus[-1][1], menus[-1][2])
         if self._kind == "refuse":
             return Choice(text=REFUSAL, finish_reason="stop", first_token=self._token("I"))
         if _rng(request, 0).random() < self._fault_rate:
@@ -171,6 +178,13 @@ class FakeModel(ChatModel):
         if self.gives_logprobs and first_word in labels:
             return None
         return Choice(text=text, finish_reason="stop", first_token=self._token(first_word))
+
+
+def _number(options: Mapping[str, str], name: str, default: str, field: str) -> float:
+    try:
+        return float(options.get(name, default))
+    except ValueError as e:
+        raise SetupError(f"the option {name} must be a number", field=field) from e
 
 
 def _rng(request: ChatRequest, index: int) -> random.Random:

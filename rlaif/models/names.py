@@ -61,11 +61,26 @@ def parse_model(text: str, field: str) -> ModelName:
     )
 
 
-def api_key(variable: str, field: str) -> str:
-    """The key from the environment. Raises SetupError that names the variable, never its value."""
-    value = os.environ.get(variable, "")
-    if not value:
-        raise SetupError(
-            f"no API key: {variable} is not set", field=field, fix=f"export {variable}=…"
-        )
-    return value
+def api_key(*variables: str, field: str) -> tuple[str, str]:
+    """The first variable that is set, and the key in it. Raises SetupError that names the
+    variables, never a value."""
+    for variable in variables:
+        if value := os.environ.get(variable, ""):
+            return variable, value
+    raise SetupError(
+        f"no API key: {' and '.join(variables)} {'is' if len(variables) == 1 else 'are'} not set",
+        field=field,
+        fix=f"export {variables[0]}=…",
+    )
+
+
+def quoted(message: str, secret: str) -> str:
+    """What a provider said, fit for one line; a server may repeat the key in it, we do not."""
+    text = " ".join(message.split())
+    return (text.replace(secret, "[key]") if secret else text)[:300]
+
+
+def is_final(status: int) -> bool:
+    """Whether a failed request with this HTTP status would fail again: 4xx, but for those that
+    are about this moment (408 timeout, 409 conflict, 425 too early)."""
+    return 400 <= status < 500 and status not in (408, 409, 425)

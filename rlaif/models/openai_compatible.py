@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from json import JSONDecodeError
 from typing import Any
+from urllib.parse import urlsplit
 
 import openai
 from openai.types.chat import ChatCompletion
+from openai.types.chat.chat_completion import ChoiceLogprobs
+from pydantic import ValidationError
 
 from rlaif.errors import CallRateLimited, CallRejected, CallTransient, SetupError
 from rlaif.models.base import ChatModel, retry_after_s
+from rlaif.models.names import is_final, quoted
 from rlaif.types import ChatReply, ChatRequest, Choice, TokenLogprob
 
 
@@ -31,8 +36,15 @@ class OpenAIModel(ChatModel):
         self.identity = identity
         self._name = name
         self._official = base_url is None
+        self._secret = api_key
+        # A proxy from the environment stands between us and the world, not between us and us.
+        local = base_url is not None and urlsplit(base_url).hostname in ("127.0.0.1", "localhost")
         self._sdk = openai.AsyncOpenAI(
-            api_key=api_key, base_url=base_url, timeout=timeout_s, max_retries=0
+            api_key=api_key,
+            base_url=base_url,
+            timeout=timeout_s,
+            max_retries=0,
+            http_client=openai.DefaultAsyncHttpxClient(trust_env=False) if local else None,
         )
 
     async def check(self) -> None:
@@ -49,7 +61,7 @@ class OpenAIModel(ChatModel):
             raise SetupError(
                 f"the server at {where} refuses the key", fix="set RLAIF_HTTP_API_KEY"
             ) from e
-        except openai.APIStatusError:
+        except (openai.APIError, JSONDecodeError, AttributeError, TypeError):
             return  # not every compatible server lists its models
         if served and self._name not in served:
             raise SetupError(
@@ -80,49 +92,59 @@ class OpenAIModel(ChatModel):
                 **options,
             )
         except openai.APIError as e:
-            raise _classify(e) from e
-        return _reply(completion)
+            raise _classify(e, self._secret) from e
+        except (JSONDecodeError, UnicodeDecodeError) as e:
+            raise CallTransient("the answer is not JSON") from e
+        reply = _reply(completion)
+        if len(reply.choices) != sampling.n:
+            raise CallRejected(
+                f"asked for {sampling.n} answers in one request, got {len(reply.choices)}"
+            )
+        return reply
 
     async def aclose(self) -> None:
         await self._sdk.close()
 
 
 def _reply(completion: ChatCompletion) -> ChatReply:
-    choices = []
-    for choice in completion.choices:
-        first: tuple[TokenLogprob, ...] = ()
-        if choice.logprobs is not None and choice.logprobs.content:
-            first = tuple(
-                TokenLogprob(token=t.token, logprob=t.logprob)
-                for t in choice.logprobs.content[0].top_logprobs
-            )
-        choices.append(
-            Choice(
-                text=choice.message.content or "",
-                finish_reason=choice.finish_reason,
-                first_token=first,
-            )
+    try:
+        return ChatReply(
+            choices=tuple(
+                Choice(
+                    text=choice.message.content or "",
+                    finish_reason=choice.finish_reason,
+                    first_token=_first_token(choice.logprobs),
+                )
+                for choice in completion.choices
+            ),
+            prompt_tokens=completion.usage.prompt_tokens,  # type: ignore[union-attr]
+            completion_tokens=completion.usage.completion_tokens,  # type: ignore[union-attr]
         )
-    if not choices or completion.usage is None:
-        raise CallTransient("the server answered without choices or without usage")
-    return ChatReply(
-        choices=tuple(choices),
-        prompt_tokens=completion.usage.prompt_tokens,
-        completion_tokens=completion.usage.completion_tokens,
+    except (AttributeError, TypeError, ValidationError) as e:
+        # The SDK hands on what a server sends, whatever it is.
+        raise CallTransient("the answer is not a chat completion with choices and usage") from e
+
+
+def _first_token(logprobs: ChoiceLogprobs | None) -> tuple[TokenLogprob, ...]:
+    if logprobs is None or not logprobs.content:
+        return ()
+    return tuple(
+        TokenLogprob(token=t.token, logprob=t.logprob) for t in logprobs.content[0].top_logprobs
     )
 
 
-def _classify(error: openai.APIError) -> Exception:
+def _classify(error: openai.APIError, secret: str) -> Exception:
+    said = quoted(error.message, secret)
     if isinstance(error, openai.APITimeoutError | openai.APIConnectionError):
-        return CallTransient(f"{type(error).__name__}: {error}")
+        return CallTransient(f"{type(error).__name__}: {said}")
     if isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError):
         return SetupError("the provider refuses the API key", fix="check the key's value and scope")
     if isinstance(error, openai.NotFoundError):
-        return SetupError(f"the provider does not know this model: {error.message}")
+        return SetupError(f"the provider does not know this model: {said}")
     if isinstance(error, openai.RateLimitError):
         if error.code == "insufficient_quota":
             return SetupError("the provider's account has no quota left", fix="top it up")
-        return CallRateLimited(str(error), retry_after_s(error.response.headers.get("retry-after")))
-    if isinstance(error, openai.BadRequestError | openai.UnprocessableEntityError):
-        return CallRejected(f"{error.status_code}: {error.message}")
-    return CallTransient(str(error))
+        return CallRateLimited(said, retry_after_s(error.response.headers.get("retry-after")))
+    if isinstance(error, openai.APIStatusError) and is_final(error.status_code):
+        return CallRejected(said)
+    return CallTransient(said)

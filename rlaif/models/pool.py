@@ -13,7 +13,7 @@ from pydantic import Field
 from rlaif.callstore import CallStore
 from rlaif.errors import CallTransient, SetupError
 from rlaif.models import embedded
-from rlaif.models.anthropic_messages import AnthropicModel
+from rlaif.models.anthropic_messages import KEY, TOKEN, AnthropicModel
 from rlaif.models.base import ChatModel
 from rlaif.models.client import Bill, Client
 from rlaif.models.fake import FakeModel
@@ -22,6 +22,8 @@ from rlaif.models.openai_compatible import OpenAIModel
 from rlaif.models.server import ServerConfig, VLLMServer
 from rlaif.progress import Status, say
 from rlaif.types import ChatReply, ChatRequest, Record
+
+OPENAI_KEY = "OPENAI_API_KEY"
 
 
 class ModelConfig(Record):
@@ -42,17 +44,40 @@ class ModelConfig(Record):
 
 def weights_of(model: str, field: str) -> str:
     """The folder or hub name to load weights from. Raises SetupError for models without any."""
-    name = parse_model(model, field)
+    name = check_weights(model, field)
     if name.scheme == "embedded":
         return str(embedded.prepare(name.rest, Status()))
-    if name.scheme == "vllm":
-        directory = name.directory
-        return name.rest if directory is None else str(model_directory(directory, field))
-    raise SetupError(
-        f"{model!r} gives no weights to train from",
-        field=field,
-        fix="name a model with weights there: vllm/ORG/NAME, vllm/./DIR or embedded/…",
-    )
+    return name.rest if name.directory is None else str(name.directory)
+
+
+def check_weights(model: str, field: str) -> ModelName:
+    """The parsed name of a model that training can start from; else SetupError."""
+    name = parse_model(model, field)
+    if not name.has_weights:
+        raise SetupError(
+            f"{model!r} gives no weights to train from",
+            field=field,
+            fix="name a model with weights there: vllm/ORG/NAME, vllm/./DIR or embedded/…",
+        )
+    check_model(model, field)
+    return name
+
+
+def check_model(model: str, field: str) -> None:
+    """Raises SetupError for what can be known without asking, reading or starting the model: its
+    string, its key, its folder."""
+    name = parse_model(model, field)
+    match name.scheme:
+        case "fake":
+            FakeModel(name.rest, field)
+        case "openai":
+            api_key(OPENAI_KEY, field=field)
+        case "anthropic":
+            api_key(KEY, TOKEN, field=field)
+        case "embedded":
+            embedded.identity(name.rest)
+        case "vllm" if name.directory is not None:
+            model_directory(name.directory, field)
 
 
 def model_directory(directory: Path, field: str) -> Path:
@@ -154,11 +179,15 @@ class ModelPool:
         identity = identity_of(name, field)
         match name.scheme:
             case "fake":
-                return FakeModel(name.rest)
+                return FakeModel(name.rest, field)
             case "anthropic":
-                key = api_key("ANTHROPIC_API_KEY", field)
+                variable, key = api_key(KEY, TOKEN, field=field)
                 return AnthropicModel(
-                    name.rest, identity=identity, api_key=key, timeout_s=config.timeout_s
+                    name.rest,
+                    identity=identity,
+                    timeout_s=config.timeout_s,
+                    api_key=key if variable == KEY else None,
+                    auth_token=key if variable == TOKEN else None,
                 )
             case "vllm" | "embedded":
                 return ManagedModel(
@@ -167,7 +196,7 @@ class ModelPool:
             case "http":
                 key = os.environ.get("RLAIF_HTTP_API_KEY", "none")
             case "openai":
-                key = api_key("OPENAI_API_KEY", field)
+                _, key = api_key(OPENAI_KEY, field=field)
         return OpenAIModel(
             name.rest,
             identity=identity,

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from rlaif.errors import SetupError
 from rlaif.evaluate.heldout import Scores, accuracy
 from rlaif.files import digest, need_space, read_jsonl, write_text
 from rlaif.models.names import parse_model
@@ -59,7 +60,8 @@ def train(
         "start": start.identity,
         "seed": work.seed,
     }
-    if work.is_made(out, inputs):
+    # A kill between the stamp and the report's part would leave the report without it for good.
+    if work.is_made(out, inputs) and work.part(name) is not None:
         say(f"{name}: already made from the same groups and settings")
         return None
     with Steps(f"{name} training", "steps") as on_step:
@@ -90,9 +92,13 @@ def save_scores(work: Workspace, name: str, scores: Scores) -> None:
 
 
 def load_scores(work: Workspace, name: str) -> Scores:
-    """What `save_scores` kept."""
-    text = (work.directory / "scores" / f"{name}.json").read_text(encoding="utf-8")
-    loaded: dict[str, list[float | None]] = json.loads(text)
+    """What `save_scores` kept. Raises SetupError where the training stage has not been run."""
+    path = work.directory / "scores" / f"{name}.json"
+    if not path.is_file():
+        raise SetupError(
+            "is not there", file=path, fix="run `rlaif train-rm` and `rlaif train-dpo` first"
+        )
+    loaded: dict[str, list[float | None]] = json.loads(path.read_text(encoding="utf-8"))
     return loaded
 
 

@@ -55,6 +55,8 @@ async def run(
     require_torch()
     responses = read_jsonl(work.responses, Response)
     groups = read_jsonl(work.groups, PreferenceGroup)
+    # Read before anything is asked, so that a missing stage is found at no cost.
+    reward_scores, dpo_scores = load_scores(work, "reward_model"), load_scores(work, "dpo")
     splits = split_by_prompt((r.prompt_id for r in responses), test_fraction, work.seed)
     prompts = [p for p in load_prompts(prompt_set) if splits.get(p.id) == "test"]
     start = start_weights(base, policy.model, "dpo")
@@ -74,9 +76,7 @@ async def run(
         kl = _kl(prompts, dpo, str(work.policy), start.weights, max_length, work)
     write_jsonl(work.compare / "responses.jsonl", [*dpo, *first])
     write_jsonl(work.compare / "comparisons.jsonl", comparisons)
-    agreed = scorer_agreement(
-        groups, load_scores(work, "reward_model"), load_scores(work, "dpo"), work.seed
-    )
+    agreed = scorer_agreement(groups, reward_scores, dpo_scores, work.seed)
     work.save_part("comparison", _section(prompts, dpo, first, comparisons, agreed, work.seed))
     dpo_part = work.part("dpo")
     if dpo_part is not None:

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import Field
 
 from rlaif.datasets import load_prompts
-from rlaif.errors import TooManyFailures
+from rlaif.errors import SetupError, TooManyFailures
 from rlaif.evaluate.intervals import clustered_share
 from rlaif.evaluate.schema import PairsSection
 from rlaif.files import read_jsonl, write_jsonl, write_text
@@ -54,7 +54,11 @@ def _write(
     comparisons: list[Comparison],
     work: Workspace,
 ) -> None:
-    asked = work.part("labeler") or {}
+    asked = work.part("labeler")
+    if asked is None:
+        raise SetupError(
+            "the judge stage did not end", file=work.directory, fix="run `rlaif judge`"
+        )
     labeler = Labeler(
         judge=asked["judge"],
         mode=asked["mode"],

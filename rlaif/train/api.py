@@ -9,10 +9,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
-from pydantic import Field
 from transformers import PreTrainedTokenizerBase, TrainingArguments, set_seed
 
 from rlaif.train.collate import Batch
@@ -28,36 +26,12 @@ from rlaif.train.scorers import (
     response_log_probs,
     score_groups,
 )
+from rlaif.train.settings import TrainSettings
 from rlaif.train.trainer import GroupTrainer, check_finite
-from rlaif.types import PreferenceGroup, Prompt, Record
+from rlaif.types import PreferenceGroup, Prompt
 
 OnStep = Callable[[int, int, Mapping[str, float]], None]
 OnLog = Callable[[str], None]
-
-
-class TrainSettings(Record):
-    """How to train; the same for the reward model and for DPO."""
-
-    learning_rate: float = Field(gt=0.0)
-    """Peak learning rate of AdamW; warms up linearly, then falls linearly to zero."""
-    epochs: float = Field(gt=0.0)
-    """Passes over the groups; a fraction stops inside a pass."""
-    batch_groups: int = Field(gt=0)
-    """Groups scored at once; memory grows with it."""
-    accumulation: int = Field(default=1, gt=0)
-    """Batches that make one optimiser step."""
-    max_length: int = Field(default=1024, gt=1)
-    """Tokens that prompt and response may have together; a longer response is dropped, not cut."""
-    warmup_ratio: float = Field(default=0.1, ge=0.0, lt=1.0)
-    """Share of the steps in which the learning rate rises."""
-    weight_decay: float = Field(default=0.0, ge=0.0)
-    """AdamW's decay, of matrices only."""
-    max_grad_norm: float = Field(default=1.0, gt=0.0)
-    """The gradient's norm is clipped to this."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Precision of the forward pass; weights and optimiser stay in float32."""
-    gradient_checkpointing: bool = False
-    """Keeps less in memory and computes the forward pass twice."""
 
 
 @dataclass(frozen=True)
@@ -193,7 +167,6 @@ def _train(
 ) -> TrainResult:
     if settings.gradient_checkpointing:
         scorer.model.gradient_checkpointing_enable({"use_reentrant": False})
-    began = time.monotonic()
     with quiet(), tempfile.TemporaryDirectory(prefix="rlaif-") as scratch:
         trainer = GroupTrainer(
             scorer,

@@ -26,6 +26,7 @@ class TransformersModel(ChatModel):
     """
 
     gives_logprobs = True
+    max_n = 128
 
     def __init__(self, directory: str, identity: str) -> None:
         self.identity = identity

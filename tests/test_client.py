@@ -1,0 +1,251 @@
+"""The client: what it asks, how often, how many at once, and what it keeps."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from conftest import chat_request
+
+from rlaif.callstore import CallStore, call_key
+from rlaif.errors import (
+    CallError,
+    CallRateLimited,
+    CallRejected,
+    CallTransient,
+    SetupError,
+    StoreError,
+)
+from rlaif.models.base import ChatModel
+from rlaif.models.client import Answer, Bill, Client
+from rlaif.types import ChatReply, ChatRequest, Choice
+
+REAL_SLEEP = asyncio.sleep
+Step = Exception | None
+
+
+class Scripted(ChatModel):
+    """Goes through `steps[text]` for each question, then answers; counts what it is asked."""
+
+    identity = "served/m"
+    gives_logprobs = False
+    max_n = 8
+
+    def __init__(self, steps: dict[str, list[Step]] | None = None, pause_s: float = 0.0) -> None:
+        self.steps = steps or {}
+        self.pause_s = pause_s
+        self.asked: Counter[str] = Counter()
+        self.checked = 0
+        self.in_flight = 0
+        self.most_in_flight = 0
+
+    async def check(self) -> None:
+        self.checked += 1
+
+    async def ask(self, request: ChatRequest) -> ChatReply:
+        text = request.messages[0].content
+        self.asked[text] += 1
+        self.in_flight += 1
+        self.most_in_flight = max(self.most_in_flight, self.in_flight)
+        try:
+            await REAL_SLEEP(self.pause_s)
+        finally:
+            self.in_flight -= 1
+        script = self.steps.get(text, [])
+        if script and (step := script.pop(0)) is not None:
+            raise step
+        return ChatReply(
+            choices=(Choice(text=text.upper(), finish_reason="stop"),),
+            prompt_tokens=2,
+            completion_tokens=3,
+        )
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[CallStore]:
+    with CallStore(tmp_path / "calls.sqlite") as opened:
+        yield opened
+
+
+@pytest.fixture
+def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The waits between attempts, none of them slept."""
+    waits: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        await REAL_SLEEP(0)
+
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    return waits
+
+
+Ask = Callable[..., list[Answer]]
+
+
+@pytest.fixture
+def ask(store: CallStore) -> Ask:
+    def run(
+        model: ChatModel,
+        *texts: str,
+        bill: Bill | None = None,
+        concurrency: int = 4,
+        attempts: int = 3,
+        advance: Callable[[int, str], None] = lambda done, note: None,
+    ) -> list[Answer]:
+        async def main() -> list[Answer]:
+            client = Client(
+                model, store, bill or Bill(), concurrency=concurrency, attempts=attempts
+            )
+            return await client.ask_all([chat_request(t) for t in texts], advance)
+
+        return asyncio.run(main())
+
+    return run
+
+
+def texts(answers: list[Answer]) -> list[str]:
+    return [a.choices[0].text if isinstance(a, ChatReply) else type(a).__name__ for a in answers]
+
+
+def test_answers_come_in_the_order_of_the_requests(ask: Ask) -> None:
+    assert texts(ask(Scripted(), "c", "a", "b")) == ["C", "A", "B"]
+
+
+def test_equal_requests_are_asked_once_and_answered_each(ask: Ask) -> None:
+    model, bill = Scripted(), Bill()
+    assert texts(ask(model, "a", "b", "a", "a", bill=bill)) == ["A", "B", "A", "A"]
+    assert model.asked == {"a": 1, "b": 1}
+    assert bill.calls_made == 2
+
+
+def test_a_second_run_asks_nothing_and_bills_the_same_tokens(ask: Ask) -> None:
+    first, second = Bill(), Bill()
+    before = ask(Scripted(), "a", "b", bill=first)
+    model = Scripted()
+    assert ask(model, "a", "b", bill=second) == before
+    assert (model.asked, model.checked) == ({}, 0)
+    assert first == Bill(calls_made=2, prompt_tokens=4, completion_tokens=6)
+    assert second == Bill(calls_from_store=2, prompt_tokens=4, completion_tokens=6)
+
+
+def test_only_what_is_missing_is_asked(ask: Ask) -> None:
+    ask(Scripted(), "a")
+    model, bill = Scripted(), Bill()
+    assert texts(ask(model, "a", "b", bill=bill)) == ["A", "B"]
+    assert model.asked == {"b": 1}
+    assert (bill.calls_from_store, bill.calls_made) == (1, 1)
+
+
+def test_a_transient_failure_is_asked_again_until_it_answers(ask: Ask, slept: list[float]) -> None:
+    model = Scripted({"a": [CallTransient("500"), CallTransient("cut")]})
+    bill = Bill()
+    assert texts(ask(model, "a", bill=bill)) == ["A"]
+    assert model.asked == {"a": 3}
+    assert (bill.calls_made, bill.calls_failed) == (1, 0)
+    assert len(slept) == 2
+    assert all(0 <= wait <= 60 for wait in slept)
+
+
+def test_after_the_last_attempt_the_failure_is_the_answer_and_is_not_stored(
+    ask: Ask, store: CallStore, slept: list[float]
+) -> None:
+    model = Scripted({"a": [CallTransient(str(i)) for i in range(9)]})
+    bill = Bill()
+    (found,) = ask(model, "a", bill=bill, attempts=4)
+    assert isinstance(found, CallTransient)
+    assert str(found) == "3"
+    assert model.asked == {"a": 4}
+    assert (bill.calls_made, bill.calls_failed, len(store)) == (0, 1, 0)
+    assert texts(ask(Scripted(), "a")) == ["A"]
+
+
+def test_a_rate_limit_waits_for_as_long_as_it_is_told(ask: Ask, slept: list[float]) -> None:
+    model = Scripted({"a": [CallRateLimited("429", wait_s=7.5), CallRateLimited("429", wait_s=0)]})
+    assert texts(ask(model, "a")) == ["A"]
+    assert slept == [7.5, 0]
+
+
+def test_a_rate_limit_that_says_no_time_backs_off(ask: Ask, slept: list[float]) -> None:
+    assert texts(ask(Scripted({"a": [CallRateLimited("429")]}), "a")) == ["A"]
+    assert len(slept) == 1
+    assert 0 <= slept[0] <= 60
+
+
+def test_a_rejected_call_is_not_asked_again_and_stops_no_other(
+    ask: Ask, slept: list[float]
+) -> None:
+    model, bill = Scripted({"a": [CallRejected("400")]}), Bill()
+    assert texts(ask(model, "a", "b", bill=bill)) == ["CallRejected", "B"]
+    assert model.asked == {"a": 1, "b": 1}
+    assert (bill.calls_failed, slept) == (1, [])
+
+
+def test_a_wrong_setup_stops_everything_and_keeps_what_was_answered(
+    ask: Ask, store: CallStore
+) -> None:
+    model = Scripted({"c": [SetupError("the provider refuses the API key")]})
+    with pytest.raises(SetupError, match="refuses the API key"):
+        ask(model, "a", "b", "c", "d", "e", concurrency=1)
+    assert set(model.asked) == {"a", "b", "c"}
+    assert len(store) == 2
+    assert store.get(call_key(chat_request("a"))) is not None
+
+
+def test_an_answer_that_cannot_be_stored_stops_everything(
+    ask: Ask, store: CallStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: object) -> None:
+        raise StoreError("disk full")
+
+    monkeypatch.setattr(store, "put", full)
+    model = Scripted()
+    with pytest.raises(StoreError, match="disk full"):
+        ask(model, "a", "b", "c", concurrency=1)
+    assert model.asked == {"a": 1}
+
+
+def test_an_answer_is_in_the_store_before_anyone_is_told(ask: Ask, store: CallStore) -> None:
+    stored: list[tuple[int, int]] = []
+    ask(Scripted(), "a", "b", "c", advance=lambda done, _: stored.append((done, len(store))))
+    assert stored[0] == (0, 0)
+    assert [done for done, _ in stored] == [0, 1, 2, 3]
+    assert all(kept >= done for done, kept in stored)
+
+
+@pytest.mark.parametrize("concurrency", [1, 3])
+def test_no_more_calls_are_in_flight_than_the_window_allows(ask: Ask, concurrency: int) -> None:
+    model = Scripted({"1": [CallTransient("500")]}, pause_s=0.002)
+    found = ask(model, *map(str, range(12)), concurrency=concurrency)
+    assert texts(found) == list(map(str, range(12)))
+    assert model.most_in_flight == concurrency
+
+
+def test_the_model_is_checked_once_before_the_first_call(ask: Ask) -> None:
+    class Unready(Scripted):
+        async def check(self) -> None:
+            raise SetupError("no server answers")
+
+    model = Unready()
+    with pytest.raises(SetupError, match="no server answers"):
+        ask(model, "a", "b")
+    assert model.asked == {}
+    ready = Scripted()
+    ask(ready, "a", "b")
+    assert ready.checked == 1
+
+
+def test_an_error_of_ours_is_not_taken_for_a_failed_call(ask: Ask, store: CallStore) -> None:
+    model = Scripted({"b": [ZeroDivisionError("a bug")]})
+    with pytest.raises(ZeroDivisionError):
+        ask(model, "a", "b", concurrency=1)
+    assert len(store) == 1
+
+
+def test_every_call_error_carries_its_reason() -> None:
+    found = {e.reason for e in (CallError(""), CallRejected(""), CallTransient(""))}
+    assert found == {"call_failed", "rejected", "transient"}
+    assert CallRateLimited("").reason == "rate_limited"

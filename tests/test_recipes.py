@@ -1,0 +1,62 @@
+"""Recipes, their config, and what the command line says of it."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rlaif.config import describe, dump_config, load_config
+from rlaif.recipe import STAGES, RunConfig, load_run, recipes
+from rlaif.stages import ORDER
+
+ROOT = Path(__file__).resolve().parent.parent
+NAMES = sorted(p.stem for p in (ROOT / "rlaif" / "recipes").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_recipe_is_valid_and_says_what_it_is_for(name: str) -> None:
+    config, out = load_run(name, [], None)
+    assert config.name == name
+    assert out == Path("outputs") / name
+    assert recipes()[name] == config.description != ""
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_resolved_config_is_read_back_as_it_was(name: str, tmp_path: Path) -> None:
+    config, _ = load_run(name, ["sample.k=5", "judge.tie_margin=0.25"], None)
+    path = tmp_path / "config.yaml"
+    path.write_text(dump_config(config))
+    assert load_config(path, [], RunConfig) == config
+    assert config.sample.k == 5
+    assert config.judge.tie_margin == 0.25
+
+
+def test_every_stage_that_is_named_can_be_run_and_no_other() -> None:
+    assert list(STAGES) == list(ORDER)
+
+
+def test_every_field_is_documented() -> None:
+    undocumented = [name for name, _, text in describe(RunConfig) if not text]
+    assert not undocumented
+
+
+def test_every_field_is_read_by_some_code() -> None:
+    read = {
+        node.attr
+        for path in (ROOT / "rlaif").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)
+    }
+    unread = [name for name, _, _ in describe(RunConfig) if name.split(".")[-1] not in read]
+    assert not unread
+
+
+def test_help_of_run_names_every_field_with_its_documentation() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "rlaif", "run", "--help"], capture_output=True, text=True, check=True
+    )
+    for name, _, text in describe(RunConfig):
+        assert name in done.stdout
+        assert text in done.stdout
