@@ -16,6 +16,7 @@ from conftest import Finished
 
 from rlaif import files
 from rlaif.callstore import CallStore
+from rlaif.errors import SetupError
 
 Cli = Callable[..., Finished]
 QUICK = ("sample.k=2", "sample.limit=3")
@@ -150,6 +151,21 @@ def test_a_disk_that_fills_up_in_the_middle_loses_nothing(
     assert not [p for p in Path("r").iterdir() if p.name.startswith(".")]
     assert run_cli("sample", "smoke", *QUICK, "--out", "r").code == 0
     assert calls(Path("r")) == 3
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_no_rest(
+    empty_place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    written("old", "file")
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", full)
+        with pytest.raises(SetupError, match="no disk space left"):
+            files.write_text(Path("file"), "new")
+    assert [p.name for p in empty_place.iterdir()] == ["file"]
+    assert Path("file").read_text() == "old"
 
 
 def test_a_disk_that_fills_up_anywhere_else_is_one_line_too(
