@@ -2,10 +2,10 @@
 
     python benchmarks/generation.py [--prompts 32] [--k 4] [--max-tokens 64] [--rounds 2]
 
-Starts one managed vLLM server on the embedded model, warms its prefix cache with every prompt, then
-takes turns: raw httpx requests, all in flight at once, and the sample stage (openai SDK, window,
-call store on disk) with the same bodies. Answers are sampled, so lengths differ a little: the figure
-is tokens a second, and the ratio stage / raw is what to quote.
+Starts one managed vLLM server on the embedded model, warms its prefix cache with every prompt, and
+then takes turns: raw httpx requests, all in flight at once, and the sample stage (openai SDK,
+window, call store on disk) with the same bodies. Answers are sampled, so lengths differ a little:
+the figure is tokens a second, and the ratio stage / raw is what to quote.
 """
 
 from __future__ import annotations

@@ -86,3 +86,7 @@ class TooManyFailures(RlaifError):
     """More calls failed, or more comparisons ended unscored, than the config allows."""
 
     exit_code = 3
+
+
+class TrainingDiverged(RlaifError):
+    """The loss or a weight is no longer a finite number. Nothing is saved."""

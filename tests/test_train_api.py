@@ -16,18 +16,18 @@ from transformers import (
     T5Config,
 )
 
-from rlaif.errors import SetupError
+from rlaif.errors import SetupError, TrainingDiverged
 from rlaif.train import api, scorers
 from rlaif.train.api import (
     TrainResult,
     response_logprobs,
+    sampled_logprobs,
     score_reward,
     train_dpo,
     train_reward_model,
 )
 from rlaif.train.settings import TrainSettings
 from rlaif.train.tiny import make_tiny
-from rlaif.train.trainer import TrainingDiverged
 from rlaif.types import Message, PreferenceGroup, Prompt, WeightedComparison
 
 SETTINGS = TrainSettings(learning_rate=3e-3, epochs=3, batch_groups=4)
@@ -300,3 +300,24 @@ def test_the_seconds_count_the_reference_too(
     monkeypatch.setattr(api, "score_groups", slow)
     monkeypatch.setattr(api.time, "monotonic", lambda: now[0])
     assert train("dpo", tiny, tmp_path / "dpo").seconds == 1000
+
+
+def test_a_sample_counts_its_end_token_only_if_it_ended(tiny: str) -> None:
+    prompt = Prompt(id="0", messages=(Message(role="user", content="Q"),))
+    samples = [(prompt, "an answer", True), (prompt, "an answer", False), (prompt, "", False)]
+    ended, cut, nothing = sampled_logprobs(tiny, samples, 1024, lambda *_: None)
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny)
+    model = AutoModelForCausalLM.from_pretrained(tiny)
+    opening = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Q"}], add_generation_prompt=True, tokenize=False
+    )
+    before = len(tokenizer(opening, add_special_tokens=False)["input_ids"])
+    ids = tokenizer(opening + "an answer", add_special_tokens=False)["input_ids"]
+    ids.append(tokenizer.eos_token_id)
+    with torch.no_grad():
+        log_probs_TV = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+    each = [float(log_probs_TV[t - 1, ids[t]]) for t in range(before, len(ids))]
+    assert nothing is None
+    assert cut == pytest.approx(sum(each[:-1]), abs=1e-4)
+    assert ended == pytest.approx(sum(each), abs=1e-4)

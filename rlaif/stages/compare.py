@@ -166,14 +166,14 @@ def _log_ratios(
     from rlaif.train import api  # torch only where something is scored
 
     by_id = {p.id: p for p in prompts}
-    items = [(by_id[r.prompt_id], (r.text,)) for r in responses]
+    drawn = [(by_id[r.prompt_id], r.text, r.finish_reason != "length") for r in responses]
     with Steps("KL, policy", "responses") as on_step:
-        trained = api.response_logprobs(policy, items, max_length, on_step)
+        trained = api.sampled_logprobs(policy, drawn, max_length, on_step)
     with Steps("KL, reference", "responses") as on_step:
-        before = api.response_logprobs(reference, items, max_length, on_step)
+        before = api.sampled_logprobs(reference, drawn, max_length, on_step)
     return [
         (prompt.id, p - q)
-        for (prompt, _), (p,), (q,) in zip(items, trained, before, strict=True)
+        for (prompt, _, _), p, q in zip(drawn, trained, before, strict=True)
         if p is not None and q is not None
     ]
 

@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedTokenizerBase, TrainingArguments, set_seed
 
 from rlaif.train.collate import Batch
-from rlaif.train.groups import EncodedGroup, EncodedGroups, encode, encode_groups
+from rlaif.train.groups import EncodedGroup, EncodedGroups, encode, encode_groups, encode_sample
 from rlaif.train.loading import device, load_causal, load_reward, load_tokenizer, pad_id, quiet
 from rlaif.train.saving import check_target, written_whole
 from rlaif.train.scorers import (
@@ -137,7 +137,8 @@ def score_reward(
     """
     tokenizer = load_tokenizer(model_dir)
     scorer = RewardScorer(load_reward(model_dir, pad_id(tokenizer), new_head=False))
-    return _score_items(scorer, tokenizer, items, max_length, on_step)
+    encoded = [encode(tokenizer, prompt, responses) for prompt, responses in items]
+    return _score_items(scorer, tokenizer, encoded, max_length, on_step)
 
 
 def response_logprobs(
@@ -152,7 +153,32 @@ def response_logprobs(
     """
     tokenizer = load_tokenizer(model_dir)
     score = functools.partial(response_log_probs, load_causal(model_dir))
-    return _score_items(score, tokenizer, items, max_length, on_step)
+    encoded = [encode(tokenizer, prompt, responses) for prompt, responses in items]
+    return _score_items(score, tokenizer, encoded, max_length, on_step)
+
+
+def sampled_logprobs(
+    model_dir: str,
+    samples: Sequence[tuple[Prompt, str, bool]],
+    max_length: int,
+    on_step: OnStep,
+) -> list[float | None]:
+    """log pi(sample | prompt) in nats, over the tokens that a policy draws: those of the text, and
+    the end token where the flag says that the sample ended by itself.
+
+    `response_logprobs` is not that: it also counts the end of a sample that a limit cut, and what
+    the chat template adds behind an end. None for a sample without a token or longer than
+    `max_length`.
+    """
+    tokenizer = load_tokenizer(model_dir)
+    score = functools.partial(response_log_probs, load_causal(model_dir))
+    encoded = [encode_sample(tokenizer, prompt, text, ended) for prompt, text, ended in samples]
+    drawn = [i for i, (_, (ids,)) in enumerate(encoded) if ids]
+    scores = _score_items(score, tokenizer, [encoded[i] for i in drawn], max_length, on_step)
+    found: list[float | None] = [None] * len(samples)
+    for i, (value,) in zip(drawn, scores, strict=True):
+        found[i] = value
+    return found
 
 
 def _train(
@@ -239,16 +265,15 @@ def _packs(
 def _score_items(
     score: Callable[[Batch], torch.Tensor],
     tokenizer: PreTrainedTokenizerBase,
-    items: Sequence[tuple[Prompt, Sequence[str]]],
+    encoded: Sequence[tuple[list[int], list[list[int]]]],
     max_length: int,
     on_step: OnStep,
 ) -> list[list[float | None]]:
     results: list[list[float | None]] = []
     groups: list[EncodedGroup] = []
     places: list[tuple[int, list[int]]] = []
-    for item, (prompt, responses) in enumerate(items):
-        results.append([None] * len(responses))
-        prompt_ids, response_ids = encode(tokenizer, prompt, responses)
+    for item, (prompt_ids, response_ids) in enumerate(encoded):
+        results.append([None] * len(response_ids))
         fits = [k for k, ids in enumerate(response_ids) if len(prompt_ids) + len(ids) <= max_length]
         if fits:
             kept = [response_ids[k] for k in fits]

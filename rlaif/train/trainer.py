@@ -18,17 +18,13 @@ from transformers import (
 )
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from rlaif.errors import RlaifError, SetupError
+from rlaif.errors import SetupError, TrainingDiverged
 from rlaif.train.collate import collate
 from rlaif.train.groups import EncodedGroup
 from rlaif.train.loss import bradley_terry, ordering_accuracy
 from rlaif.train.scorers import Scorer
 
 StepReport = Callable[[int, int, Mapping[str, float]], None]
-
-
-class TrainingDiverged(RlaifError):
-    """The loss or a weight is no longer a finite number. Nothing is saved."""
 
 
 class GroupTrainer(Trainer):
