@@ -6,13 +6,17 @@ For each kind (reward model, DPO) and each K, both train one epoch in float32 on
 each in a process of its own. TRL gets every pair of a group as a row; we get the group. An
 optimiser step covers the same number of groups for both: `--groups-per-step` groups for us, as
 many times C(K, 2) rows for TRL, taken `--trl-rows` rows at a time and accumulated, because all
-pairs of a step at K = 8 do not fit into a small machine's memory. Gradient checkpointing is off.
+pairs of a step at K = 8 do not fit into a small machine's memory. TRL's DPO computes its reference
+log-probabilities once, before the first step, as ours does. Gradient checkpointing is off. Who
+goes first alternates from row to row.
 
 The data are synthetic: words of the packaged prompt set, about 150 prompt tokens and 54 response
-tokens, so nothing is fetched and a figure can be checked anywhere. `seconds` run from loading the
-model to the last step (our reference scoring and the check of packing included); `cpu` is the
-processor time of all threads in the whole process, which a busy machine disturbs less; memory is
-the process's peak.
+tokens, so nothing is fetched and a figure can be checked anywhere. `step` is the training loop's
+time by its optimiser steps, set-up apart; `total` runs from loading the model to the last step
+(tokenising, reference scoring and our check of packing included); `cpu` is the processor time of
+all threads over the total, which a busy machine disturbs less; memory is the process's peak.
+Ratios are TRL's figure by ours. The groups are few, so a row is a figure of a few steps: the table
+says of how many.
 """
 
 from __future__ import annotations
@@ -34,6 +38,26 @@ from typing import Any
 WORDS = Path(__file__).resolve().parent.parent / "prompts" / "sets" / "everyday.jsonl"
 PROMPT_TOKENS, RESPONSE_TOKENS = 150, 54
 LEARNING_RATE, BETA = 1e-6, 0.1
+FEW_AT = 8
+"""From this K on, half of the groups are the default: their pairs are many."""
+
+
+def time_loops() -> list[float]:
+    """A list that gets the time of each training loop's begin and last step: both sides train by
+    `transformers.Trainer`, which gives every trainer made from now on this clock."""
+    from transformers import TrainerCallback, trainer
+
+    times: list[float] = []
+
+    class Clock(TrainerCallback):
+        def on_train_begin(self, *_: Any, **__: Any) -> None:
+            times.append(time.monotonic())
+
+        def on_train_end(self, *_: Any, **__: Any) -> None:
+            times.append(time.monotonic())
+
+    trainer.DEFAULT_CALLBACKS.append(Clock)
+    return times
 
 
 def texts_of(model: str, groups: int, k: int) -> list[tuple[str, list[str]]]:
@@ -79,22 +103,33 @@ def run_ours(arguments: argparse.Namespace, kind: str, k: int, folder: Path) -> 
             split="train",
             labeler="benchmark",
         )
-        for number, (prompt, responses) in enumerate(texts_of(arguments.model, arguments.groups, k))
+        for number, (prompt, responses) in enumerate(
+            texts_of(arguments.model, groups_at(arguments, k), k)
+        )
     ]
     settings = TrainSettings(
         learning_rate=LEARNING_RATE, epochs=1, batch_groups=arguments.groups_per_step
     )
+    notes: list[str] = []
     began = time.process_time()
     if kind == "rm":
         result = train_reward_model(
-            arguments.model, groups, settings, 0, folder / "out", lambda *_: None, print
+            arguments.model, groups, settings, 0, folder / "out", lambda *_: None, notes.append
         )
     else:
         result = train_dpo(
-            arguments.model, groups, settings, BETA, 0, folder / "out", lambda *_: None, print
+            arguments.model,
+            groups,
+            settings,
+            BETA,
+            0,
+            folder / "out",
+            lambda *_: None,
+            notes.append,
         )
     cpu = time.process_time() - began
-    return {"seconds": result.seconds, "cpu": cpu, "steps": result.steps, "packed": result.packed}
+    packed = not any("one response a row" in note for note in notes)
+    return {"seconds": result.seconds, "cpu": cpu, "steps": result.steps, "packed": packed}
 
 
 def run_trl(arguments: argparse.Namespace, kind: str, k: int, folder: Path) -> dict[str, Any]:
@@ -108,7 +143,7 @@ def run_trl(arguments: argparse.Namespace, kind: str, k: int, folder: Path) -> d
                 "chosen": [{"role": "assistant", "content": responses[i]}],
                 "rejected": [{"role": "assistant", "content": responses[j]}],
             }
-            for prompt, responses in texts_of(arguments.model, arguments.groups, k)
+            for prompt, responses in texts_of(arguments.model, groups_at(arguments, k), k)
             for i, j in itertools.combinations(range(k), 2)
         ]
     )
@@ -134,7 +169,9 @@ def run_trl(arguments: argparse.Namespace, kind: str, k: int, folder: Path) -> d
         )
     else:
         trainer = DPOTrainer(
-            model=arguments.model, args=DPOConfig(beta=BETA, **settings), train_dataset=rows
+            model=arguments.model,
+            args=DPOConfig(beta=BETA, precompute_ref_log_probs=True, **settings),
+            train_dataset=rows,
         )
     trainer.train()
     return {
@@ -144,12 +181,21 @@ def run_trl(arguments: argparse.Namespace, kind: str, k: int, folder: Path) -> d
     }
 
 
+def groups_at(arguments: argparse.Namespace, k: int) -> int:
+    if arguments.groups is not None:
+        return int(arguments.groups)
+    return 4 if k < FEW_AT else 2
+
+
 def child(arguments: argparse.Namespace) -> None:
     """One run in this process; the last line printed is its result."""
     engine, kind, k = arguments.child
     with tempfile.TemporaryDirectory() as folder:
         run = run_ours if engine == "ours" else run_trl
+        times = time_loops()
         result = run(arguments, kind, int(k), Path(folder))
+        begun, ended = times
+    result["step"] = (ended - begun) / result["steps"]
     result["gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(json.dumps(result))
 
@@ -172,7 +218,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", required=True, help="directory of a causal chat model")
-    parser.add_argument("--groups", type=int, default=8)
+    parser.add_argument("--groups", type=int, help="at every K; default: 4, and 2 from K = 8 on")
     parser.add_argument("--groups-per-step", type=int, default=2)
     parser.add_argument("--trl-rows", type=int, default=4, help="rows that TRL takes at once")
     parser.add_argument("--k", type=int, nargs="+", default=[2, 4, 8])
@@ -183,18 +229,23 @@ def main() -> None:
         child(arguments)
         return
     print(
-        "kind   K  pairs  ours s   TRL s  ratio  cpu ratio  ours GiB  TRL GiB  packed", flush=True
+        "kind   K groups pairs steps | step: ours s  TRL s  ratio | total: ours s  TRL s  ratio "
+        "| cpu ratio | ours GiB  TRL GiB | packed",
+        flush=True,
     )
-    for kind, k in itertools.product(arguments.kinds, arguments.k):
-        ours = measure(arguments, "ours", kind, k)
-        trl = measure(arguments, "trl", kind, k)
+    for row, (kind, k) in enumerate(itertools.product(arguments.kinds, arguments.k)):
+        engines = ("ours", "trl") if row % 2 == 0 else ("trl", "ours")
+        found = {engine: measure(arguments, engine, kind, k) for engine in engines}
+        ours, trl = found["ours"], found["trl"]
         if ours["steps"] != trl["steps"]:
             sys.exit(f"{kind} K={k}: {ours['steps']} steps against TRL's {trl['steps']}")
+        groups = groups_at(arguments, k)
         print(
-            f"{kind:5} {k:2} {arguments.groups * comb(k, 2):6} {ours['seconds']:7.1f} "
-            f"{trl['seconds']:7.1f} {trl['seconds'] / ours['seconds']:5.1f}x "
-            f"{trl['cpu'] / ours['cpu']:9.1f}x {ours['gib']:9.1f} {trl['gib']:8.1f}  "
-            f"{'yes' if ours['packed'] else 'no'}",
+            f"{kind:4} {k:3} {groups:6} {groups * comb(k, 2):5} {ours['steps']:5} | "
+            f"{ours['step']:12.2f} {trl['step']:6.2f} {trl['step'] / ours['step']:5.1f}x | "
+            f"{ours['seconds']:13.1f} {trl['seconds']:6.1f} "
+            f"{trl['seconds'] / ours['seconds']:5.1f}x | {trl['cpu'] / ours['cpu']:8.1f}x | "
+            f"{ours['gib']:8.1f} {trl['gib']:8.1f} | {'yes' if ours['packed'] else 'no'}",
             flush=True,
         )
 

@@ -72,6 +72,16 @@ class Constitution(Record):
         return digest(self.model_dump(mode="json"))
 
 
+def facts(constitution: Constitution) -> dict[str, str | int]:
+    """What a label's origin is named by: id, version, hash, number of principles."""
+    return {
+        "id": constitution.id,
+        "version": constitution.version,
+        "hash": constitution.hash,
+        "principles": len(constitution.principles),
+    }
+
+
 def load_constitution(name: str) -> tuple[Constitution, Path]:
     """By path, or by name from the working directory's `constitutions/`, then our own.
 

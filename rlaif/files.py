@@ -46,7 +46,8 @@ def find(kind: Kind, name: str, suffix: str) -> Path:
     """
     file_name = name if name.endswith(suffix) else name + suffix
     candidates = [
-        Path(name),
+        # A bare name is never a path: a file called `critique` lying about is not the template.
+        *([Path(name)] if "/" in name or name.endswith(suffix) else []),
         Path(file_name),
         Path(kind) / file_name,
         packaged(kind) / file_name,

@@ -79,6 +79,7 @@ def build_groups(
             PreferenceGroup(
                 prompt=prompts[prompt_id],
                 responses=tuple(response.text for response in members),
+                ended=tuple(response.ended for response in members),
                 comparisons=tuple(
                     WeightedComparison(
                         first=index[c.first],
@@ -119,6 +120,8 @@ SCHEMA = pa.schema(
         ("prompt_id", pa.string()),
         ("chosen_id", pa.string()),
         ("rejected_id", pa.string()),
+        ("chosen_ended", pa.bool_()),
+        ("rejected_ended", pa.bool_()),
         ("comparison_id", pa.string()),
     ]
 )
@@ -161,6 +164,8 @@ def pair_rows(
                 "prompt_id": c.prompt_id,
                 "chosen_id": chosen,
                 "rejected_id": rejected,
+                "chosen_ended": responses[chosen].ended,
+                "rejected_ended": responses[rejected].ended,
                 "comparison_id": c.id,
             }
         )
@@ -220,5 +225,6 @@ below; ties and unscored comparisons are not in here.
 
 Columns: `prompt`, `chosen`, `rejected` (chat messages), `probability` that chosen is preferred,
 `probability_margin` (2 p - 1), `votes` (each principle's probability for chosen), `orders` asked,
-`judge`, `mode`, `constitution`, `constitution_hash`, and the ids that lead back to the calls.
+`judge`, `mode`, `constitution`, `constitution_hash`, the ids that lead back to the calls, and
+`chosen_ended` / `rejected_ended`: false where the token limit cut the answer.
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib.metadata
 import os
 import platform
@@ -14,9 +15,9 @@ from typing import Any
 import yaml
 
 from rlaif.config import differences, dump_config, load_config
-from rlaif.constitution import load_constitution
+from rlaif.constitution import facts, load_constitution
 from rlaif.datasets import load_prompts
-from rlaif.errors import SetupError
+from rlaif.errors import RlaifError, SetupError
 from rlaif.evaluate.headline import find_warnings, headline
 from rlaif.evaluate.report import write_report
 from rlaif.evaluate.schema import Report
@@ -24,18 +25,21 @@ from rlaif.files import digest, find, full_disk, need_space, packaged, write_tex
 from rlaif.judge.ask import Judge, JudgeConfig
 from rlaif.models.base import ChatModel
 from rlaif.models.names import parse_model
-from rlaif.models.pool import ModelConfig, check_model, check_weights
+from rlaif.models.pool import ModelConfig, check_model, check_weights, weights_identity
 from rlaif.stages import compare, judge, pairs, sample, train_dpo, train_rm
 from rlaif.stages.compare import CompareConfig
 from rlaif.stages.pairs import PairsConfig
 from rlaif.stages.sample import SampleConfig
 from rlaif.stages.train_dpo import DPOConfig
 from rlaif.stages.train_rm import RewardModelConfig
+from rlaif.train.settings import require_torch
 from rlaif.types import Record
 from rlaif.workspace import Workspace
 from rlaif.yamlfile import YamlFile
 
 # For calls and datasets; a stage that needs more says so itself.
+TRAINED = {"train-rm", "train-dpo", "compare"}
+"""Stages that need the training half."""
 NEEDED_MB = 50
 
 
@@ -61,8 +65,8 @@ class RunConfig(Record):
 Run = Callable[[RunConfig, Workspace], Awaitable[None]]
 STAGES: Mapping[str, Run] = {
     "sample": lambda c, w: sample.run(c.sample, c.policy, w),
-    "judge": lambda c, w: judge.run(c.judge, c.sample.prompts, w),
-    "pairs": lambda c, w: pairs.run(c.pairs, c.sample.prompts, w),
+    "judge": lambda c, w: judge.run(c.judge, w),
+    "pairs": lambda c, w: pairs.run(c.pairs, w),
     "train-rm": lambda c, w: train_rm.run(c.reward_model, c.policy.model, w),
     "train-dpo": lambda c, w: train_dpo.run(c.dpo, c.policy.model, w),
     "compare": lambda c, w: compare.run(
@@ -70,9 +74,8 @@ STAGES: Mapping[str, Run] = {
         c.policy,
         c.judge,
         c.dpo.base,
-        c.sample.prompts,
         c.sample.sampling(w.seed),
-        c.pairs.test_fraction,
+        c.sample.max_failed,
         c.dpo.max_length,
         w,
     ),
@@ -134,20 +137,22 @@ async def _execute(config: RunConfig, out: Path, stages: Sequence[str]) -> None:
                 await work.pool.close_servers()
             try:
                 await STAGES[stage](config, work)
-            finally:
-                _report(config, work)
+            except RlaifError:
+                # What there is to report is reported; the stage's error is the one to show.
+                with contextlib.suppress(SetupError):
+                    _report(config, work)
+                raise
+            _report(config, work)
     finally:
         await work.close()
 
 
 def _transformers(model: ModelConfig, field: str) -> ChatModel:
-    from rlaif.models.embedded import weights_fingerprint
     from rlaif.train.generate import TransformersModel
 
-    directory = Path(model.model.removeprefix("transformers/"))
-    return TransformersModel(
-        str(directory), f"transformers/weights@{weights_fingerprint(directory)[:16]}"
-    )
+    weights = model.model.removeprefix("transformers/")
+    identity = weights_identity(Path(weights)) if Path(weights).is_dir() else weights
+    return TransformersModel(weights, f"transformers/{identity}")
 
 
 def _check(config: RunConfig, stages: Sequence[str]) -> None:
@@ -158,6 +163,8 @@ def _check(config: RunConfig, stages: Sequence[str]) -> None:
     load_prompts(config.sample.prompts, config.sample.limit)
     parse_model(policy, "policy.model")
     parse_model(config.judge.model, "judge.model")
+    if TRAINED & set(stages):
+        require_torch()
     if "sample" in stages:
         check_model(policy, "policy.model")
     if "judge" in stages or "compare" in stages:
@@ -194,23 +201,20 @@ def _report(config: RunConfig, work: Workspace) -> None:
     sampled = work.part("sample")
     if sampled is None:
         return
-    constitution, _ = load_constitution(config.judge.constitution)
     created = work.part("created") or {"at": datetime.now(UTC).isoformat(timespec="seconds")}
     work.save_part("created", created)
-    labeler = work.part("labeler") or {}
+    labeler = work.part("labeler")
+    if labeler is None:
+        constitution, _ = load_constitution(config.judge.constitution)
+        labeler = {"judge": config.judge.model, "constitution": facts(constitution)}
     found: dict[str, Any] = {
         "run": {
             "name": config.name,
             "created": created["at"],
             "config_hash": digest(config.model_dump(mode="json"))[:16],
             "seed": config.seed,
-            "constitution": {
-                "id": constitution.id,
-                "version": constitution.version,
-                "hash": constitution.hash,
-                "principles": len(constitution.principles),
-            },
-            "judge": labeler.get("judge", config.judge.model),
+            "constitution": labeler["constitution"],
+            "judge": labeler["judge"],
             **sampled,
         },
         "cost": work.part("cost") or {},

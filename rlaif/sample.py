@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from rlaif.callstore import call_key
 from rlaif.errors import CallError
 from rlaif.models.client import Client
-from rlaif.types import ChatRequest, Prompt, Response, Sampling
+from rlaif.types import ChatRequest, Choice, Prompt, Response, Sampling
 
 
 class Sampled(NamedTuple):
@@ -16,6 +17,8 @@ class Sampled(NamedTuple):
     """In the order of the prompts; `<prompt id>/<index>`."""
     failed: list[CallError]
     """The calls that gave nothing."""
+    unusable: dict[str, int]
+    """Reason -> answers that came but are none: filtered, refused by the API, or without text."""
 
 
 async def sample(
@@ -44,20 +47,31 @@ async def sample(
     answers = await client.ask_all([request for _, request in requests], advance)
     responses: list[Response] = []
     failed: list[CallError] = []
+    unusable: Counter[str] = Counter()
     for (prompt, request), answer in zip(requests, answers, strict=True):
         if isinstance(answer, CallError):
             failed.append(answer)
             continue
         start = request.repeat * per_call
-        responses += [
-            Response(
-                id=f"{prompt.id}/{start + i}",
-                prompt_id=prompt.id,
-                text=choice.text.strip(),
-                finish_reason=choice.finish_reason,
-                model=client.model.identity,
-                call=call_key(request),
+        for i, choice in enumerate(answer.choices):
+            if reason := _unusable(choice):
+                unusable[reason] += 1
+                continue
+            responses.append(
+                Response(
+                    id=f"{prompt.id}/{start + i}",
+                    prompt_id=prompt.id,
+                    text=choice.text.strip(),
+                    finish_reason=choice.finish_reason,
+                    model=client.model.identity,
+                    call=call_key(request),
+                )
             )
-            for i, choice in enumerate(answer.choices)
-        ]
-    return Sampled(responses, failed)
+    return Sampled(responses, failed, dict(sorted(unusable.items())))
+
+
+def _unusable(choice: Choice) -> str:
+    """Why a choice is no answer of the policy; empty if it is one."""
+    if choice.finish_reason not in ("stop", "length"):
+        return f"finish_reason {choice.finish_reason}"
+    return "" if choice.text.strip() else "no text"

@@ -100,8 +100,13 @@ class Template:
         for a syntax error, a variable that is not among them, or a template without messages.
         """
         self.path = find("prompts", name, ".j2")
+        # A file in the working directory's prompts/ stands in for ours of that name, also where
+        # one of ours includes it.
+        self._folders = [Path("prompts"), packaged("prompts")]
+        if self.path.parent != packaged("prompts"):
+            self._folders.insert(0, self.path.parent)
         self._environment = ImmutableSandboxedEnvironment(
-            loader=jinja2.FileSystemLoader([self.path.parent, packaged("prompts")]),
+            loader=jinja2.FileSystemLoader(self._folders),
             undefined=jinja2.StrictUndefined,
             extensions=[_MessageBlock],
             keep_trailing_newline=True,
@@ -141,7 +146,7 @@ class Template:
 
     def _included(self, path: Path, include: nodes.Include | nodes.Extends) -> Path:
         assert isinstance(include.template, nodes.Const)
-        for folder in (path.parent, packaged("prompts")):
+        for folder in self._folders:
             if (folder / include.template.value).is_file():
                 return folder / str(include.template.value)
         raise SetupError(

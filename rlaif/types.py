@@ -57,6 +57,11 @@ class Response(Record):
     call: str
     """Key of the stored call that holds it."""
 
+    @property
+    def ended(self) -> bool:
+        """Whether the answer ended by itself rather than at the token limit."""
+        return self.finish_reason != "length"
+
 
 class Judgment(Record):
     """One verdict: in one order, under one principle."""
@@ -127,12 +132,19 @@ class PreferenceGroup(Record):
     prompt: Prompt
     responses: tuple[str, ...] = Field(min_length=2)
     comparisons: tuple[WeightedComparison, ...] = Field(min_length=1)
+    ended: tuple[bool, ...] = ()
+    """Whether each response ended by itself, rather than at the token limit; empty: all did."""
     split: Split
     labeler: str
     """Who gave the labels: the judge's identity, or `human`."""
 
     @model_validator(mode="after")
     def _indices_exist(self) -> Self:
+        if not self.ended:
+            # Frozen for everyone else; here the record is still being made.
+            object.__setattr__(self, "ended", (True,) * len(self.responses))
+        if len(self.ended) != len(self.responses):
+            raise ValueError(f"{len(self.ended)} end flags for {len(self.responses)} responses")
         for c in self.comparisons:
             if c.first == c.second or max(c.first, c.second) >= len(self.responses):
                 raise ValueError(

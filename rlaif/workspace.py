@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import json
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from pydantic import BaseModel
 
 from rlaif.callstore import CallStore
+from rlaif.errors import SetupError, StoreError
 from rlaif.files import canonical, digest, write_text
 from rlaif.models.client import Bill
 from rlaif.models.pool import ModelPool, Provider
 from rlaif.progress import say
 
 STAMP = "stamp.json"
+LABELS = ("labels", "judge", "labeler")
 
 
 class Workspace:
@@ -27,40 +32,75 @@ class Workspace:
     def __init__(self, directory: Path, seed: int, providers: Mapping[str, Provider]) -> None:
         self.directory = directory
         self.seed = seed
-        self.store = CallStore(directory / "calls.sqlite")
+        self._lock = _lock(directory)
+        try:
+            self.store = CallStore(directory / "calls.sqlite")
+        except StoreError:
+            self._lock.close()
+            raise
         self.pool = ModelPool(self.store, directory / "logs", providers)
+        self.prompts = directory / "prompts.jsonl"
         self.responses = directory / "responses.jsonl"
         self.judgments = directory / "judgments.jsonl"
         self.comparisons = directory / "comparisons.jsonl"
         self.groups = directory / "groups.jsonl"
+        self.splits = directory / "splits.json"
         self.preferences = directory / "preferences"
         self.reward_model = directory / "reward_model"
         self.policy = directory / "dpo"
         self.compare = directory / "compare"
+        # What each part of the report was made from, and the part that this was made with: a part
+        # whose input has changed since tells of another run.
+        self._inputs: dict[str, tuple[Path, str | None]] = {
+            **dict.fromkeys(LABELS, (self.responses, None)),
+            "pairs": (self.comparisons, "labels"),
+            "reward_model": (self.groups, "pairs"),
+            "dpo": (self.groups, "pairs"),
+            "comparison": (self.policy / STAMP, "dpo"),
+        }
 
     @asynccontextmanager
     async def stage(self, name: str) -> AsyncIterator[Bill]:
-        """Counts what a stage costs, and keeps the count when it ends well."""
+        """Counts what a stage costs in this run; says and keeps what failed calls were told."""
         say(f"{name} …")
         bill = Bill()
         start = time.monotonic()
-        yield bill
-        seconds = round(time.monotonic() - start, 3)
-        costs = self.part("cost") or {}
-        self.save_part("cost", {**costs, name: {**asdict(bill), "seconds": seconds}})
+        try:
+            yield bill
+        finally:
+            cost = asdict(bill)
+            failures: Counter[str] = cost.pop("failures")
+            cost["seconds"] = round(time.monotonic() - start, 3)
+            self.save_part("cost", {**(self.part("cost") or {}), name: cost})
+            self.save_part(f"failed_calls_{name}", dict(failures))
+            if failures:
+                said, times = failures.most_common(1)[0]
+                say(f"{failures.total()} calls failed; most often ({times}): {said[:300]}")
 
     def part(self, name: str) -> dict[str, Any] | None:
-        """A part of the report that a stage has saved; None before."""
+        """A part of the report that a stage has saved; None before, and None when the stage's
+        input has changed since."""
         path = self.directory / "parts" / f"{name}.json"
         if not path.is_file():
             return None
-        value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        _, before = self._inputs.get(name, (None, None))
+        if kept["of"] != self._input(name) or (before and self.part(before) is None):
+            return None
+        value: dict[str, Any] = kept["value"]
         return value
+
+    def _input(self, name: str) -> str | None:
+        path, _ = self._inputs.get(name, (None, None))
+        if path is None or not path.is_file():
+            return None
+        return hashlib.sha256(path.read_bytes()).hexdigest()
 
     def save_part(self, name: str, value: BaseModel | Mapping[str, Any]) -> None:
         """Keeps a part of the report."""
         plain = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
-        write_text(self.directory / "parts" / f"{name}.json", canonical(plain) + "\n")
+        kept = {"of": self._input(name), "value": plain}
+        write_text(self.directory / "parts" / f"{name}.json", canonical(kept) + "\n")
 
     def is_made(self, made: Path, inputs: Any) -> bool:
         """Whether the folder `made` was finished from exactly these inputs."""
@@ -75,3 +115,21 @@ class Workspace:
         """Stops the servers and closes the store."""
         await self.pool.close_servers()
         self.store.close()
+        self._lock.close()
+
+
+def _lock(directory: Path) -> IO[str]:
+    """Holds the run directory until the returned file is closed. Raises SetupError when another
+    process holds it: two runs would pay twice and overwrite each other's files."""
+    directory.mkdir(parents=True, exist_ok=True)
+    file = (directory / ".lock").open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as e:
+        file.close()
+        raise SetupError(
+            "another run is working in this directory",
+            file=directory,
+            fix="wait for it, or choose another --out",
+        ) from e
+    return file

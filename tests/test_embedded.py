@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -179,10 +180,32 @@ def test_a_missing_torch_names_the_extra(cache: Path, monkeypatch: pytest.Monkey
 def test_a_full_disk_is_refused_before_anything_is_made(
     cache: Path, count: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(embedded._NEEDED_BYTES, "tiny-random", 2**62)
-    with pytest.raises(SetupError, match=r"MiB are needed.*RLAIF_CACHE"):
+    monkeypatch.setitem(embedded._NEEDED_MB, "tiny-random", 2**42)
+    with pytest.raises(SetupError, match=r"free on this disk.*RLAIF_CACHE"):
         embedded.prepare("tiny-random", lambda line: None)
     assert not count.exists()
+
+
+def test_a_cache_that_cannot_be_written_is_one_line_that_names_the_way_out(
+    cache: Path, count: Path
+) -> None:
+    cache.parent.write_text("a file where the folder should be")
+    with pytest.raises(SetupError, match=r"cannot be used.*RLAIF_CACHE") as caught:
+        embedded.prepare("tiny-random", lambda line: None)
+    assert "--out" not in str(caught.value)
+    assert not count.exists()
+
+
+def test_a_disk_that_fills_while_the_model_is_made_is_one_line(
+    cache: Path, count: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(embedded, "_run", full)
+    with pytest.raises(SetupError, match="no disk space left"):
+        embedded.prepare("tiny-random", lambda line: None)
+    assert list(cache.iterdir()) == []
 
 
 def test_the_identity_names_the_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

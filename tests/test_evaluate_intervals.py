@@ -94,6 +94,14 @@ def test_all_hits_are_not_reported_as_certain() -> None:
     assert ends(interval)[0] < 0.5
 
 
+def test_ties_alone_are_not_reported_as_certain() -> None:
+    interval = clustered_share([0.5] * 40, [*range(20)] * 2, seed=0)
+    assert interval.value == 0.5
+    assert ends(interval) == ends(binomial(10, 20))
+    thirds = clustered_share([1.0, 0.0, 0.0] * 30, [c for c in range(30) for _ in range(3)], 0)
+    assert ends(thirds) == ends(binomial(10, 30))
+
+
 def test_a_share_is_the_clustered_mean_where_values_differ() -> None:
     values_N, prompts_N = [1.0, 0.5, 0.0, 1.0], [1, 1, 2, 3]
     assert clustered_share(values_N, prompts_N, 4) == clustered_mean(values_N, prompts_N, 4)

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from rlaif.evaluate.metrics import (
     agreement,
-    expected_calibration_error,
     longer_wins,
     pair_accuracy,
 )
@@ -33,35 +32,11 @@ def test_scorers_agree_where_both_order_the_pair_the_same_way() -> None:
     assert agreement([1, -1, 1, 0], [5, -2, -3, 4]).tolist() == [1.0, 1.0, 0.0, 0.5]
 
 
-def test_calibration_error_is_the_weighted_gap_between_confidence_and_outcome() -> None:
-    # Turned to the preferred side: confidence 0.9, 0.9, 0.9, 0.6; right 1, 0, 1, 1 (the second was
-    # predicted for the other response). With 2 bins: 3/4 · |0.9 - 2/3| + 1/4 · |0.6 - 1| = 0.275.
-    error = expected_calibration_error([0.9, 0.1, 0.9, 0.6], [1.0, 1.0, 1.0, 1.0], bins=2)
-    assert error == pytest.approx(0.275)
-
-
-def test_a_scorer_that_says_the_judges_own_probabilities_is_calibrated() -> None:
-    p_first_M = np.linspace(0.0, 1.0, 21)
-    assert expected_calibration_error(p_first_M, p_first_M) == pytest.approx(0.0)
-
-
-def test_a_scorer_that_never_knows_is_calibrated() -> None:
-    assert expected_calibration_error([0.5, 0.5], [1.0, 1.0]) == 0.0
-
-
-def test_a_scorer_that_is_sure_and_wrong_has_the_largest_error() -> None:
-    assert expected_calibration_error([1.0, 0.0], [0.0, 1.0]) == 1.0
-
-
 @given(pairs)
 def test_swapping_the_pair_changes_no_figure(rows: list[tuple[int, float]]) -> None:
     margin_M = np.array([margin for margin, _ in rows], dtype=float)
     p_first_M = np.array([p for _, p in rows])
     assert (pair_accuracy(margin_M, p_first_M) == pair_accuracy(-margin_M, 1 - p_first_M)).all()
-    predicted_M = 1 / (1 + np.exp(-margin_M))
-    assert expected_calibration_error(predicted_M, p_first_M) == pytest.approx(
-        expected_calibration_error(1 - predicted_M, 1 - p_first_M)
-    )
 
 
 @given(pairs)
@@ -78,7 +53,6 @@ def test_lengths_that_differ_are_refused() -> None:
         lambda: pair_accuracy([1.0], [0.2, 0.3]),
         lambda: longer_wins([1], [2, 3], [0.5, 0.5]),
         lambda: agreement([1.0, 2.0], [1.0]),
-        lambda: expected_calibration_error([0.5], []),
     ):
         with pytest.raises(ValueError, match="one value a pair"):
             call()
@@ -90,4 +64,4 @@ def test_numbers_that_are_none_are_refused() -> None:
     with pytest.raises(ValueError, match="between 0 and 1"):
         pair_accuracy([1.0], [1.2])
     with pytest.raises(ValueError, match="between 0 and 1"):
-        expected_calibration_error([float("nan")], [0.5])
+        pair_accuracy([1.0], [float("nan")])

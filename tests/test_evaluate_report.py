@@ -296,6 +296,14 @@ def test_held_out_figures_from_few_prompts_are_warned_of() -> None:
     assert "rest on" not in " ".join(find_warnings(full()))
 
 
+@pytest.mark.parametrize("figure", ["win_rate", "length_difference"])
+def test_a_comparison_from_few_prompts_is_warned_of(figure: str) -> None:
+    few = {figure: interval(0.9, 0.8, 1.0, n=12, clusters=4)}
+    warned = " ".join(find_warnings(full(comparison=few)))
+    assert "The comparison of the policies rests on 4 prompts" in warned
+    assert "policies rests" not in " ".join(find_warnings(full()))
+
+
 # What is written.
 
 
@@ -369,6 +377,14 @@ def test_a_run_that_has_only_begun_is_reported(tmp_path: Path) -> None:
     assert "<svg" not in page
 
 
+def test_a_figure_that_a_stage_could_not_compute_is_no_data_not_a_stage_to_run() -> None:
+    computed = render_html(full())
+    missing = render_html(full(dpo=training(beta=0.1, kl=None, held_out_accuracy=None)))
+    assert "no data" not in computed
+    assert missing.count("no data") == 2
+    assert "not run yet" not in missing
+
+
 @pytest.fixture
 def without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
@@ -403,7 +419,7 @@ def test_stages_are_shown_in_the_order_of_the_run_with_a_total() -> None:
 
 def test_a_directory_that_cannot_be_made_is_one_clear_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(SetupError, match="the report cannot be written") as caught:
+    with pytest.raises(SetupError, match="cannot be used") as caught:
         write_report(bare(), tmp_path / "file")
     assert "\n" not in str(caught.value)
 

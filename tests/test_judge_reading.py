@@ -82,7 +82,7 @@ def test_masses_that_round_to_over_one_stay_probabilities() -> None:
 def test_log_probabilities_come_before_the_text() -> None:
     choice = Choice(text="A", finish_reason="length", first_token=tokens(A=0.4, B=0.5))
     assert read_verdict(choice, PAIR_LABELS, FLOOR).p_first_label == pytest.approx(4 / 9)
-    plain = Choice(text="A", finish_reason="length")
+    plain = Choice(text="A", finish_reason="stop")
     assert read_verdict(plain, PAIR_LABELS, FLOOR) == Verdict(1.0, None, "")
 
 
@@ -134,9 +134,37 @@ def test_anything_else_is_unscored_with_its_reason(text: str, reason: str) -> No
     assert read(text) == Verdict(None, None, reason)
 
 
-def test_an_answer_cut_before_its_verdict_is_said_to_be_truncated() -> None:
-    assert read("Let me think about response A and", finish="length").reason == "truncated"
-    assert read("The verdict is A and I will", finish="length").p_first_label == 1.0
+@pytest.mark.parametrize(
+    "text",
+    [
+        "A",  # careful comparison shows B
+        "Let me think about response A and",
+        "The verdict is A and I will",
+        "I would say [[A]] if it were shorter, but",
+        "Let me compare.\nA",
+    ],
+)
+def test_an_answer_cut_by_the_limit_is_truncated_whatever_it_began_to_say(text: str) -> None:
+    assert read(text, finish="length") == Verdict(None, None, "truncated")
+
+
+def test_an_answer_cut_right_behind_its_verdict_counts() -> None:
+    assert read("It is shorter. [[A]]", finish="length").p_first_label == 1.0
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Response A is not better.",
+        "Response A is no better than the other one.",
+        "Response A is hardly better.",
+        "Response A is not the better one.",
+        "My answer is A: worse than the other.",
+        "The better response is A? No, not A.",
+    ],
+)
+def test_a_negated_statement_is_no_verdict(text: str) -> None:
+    assert read(text).p_first_label is None
 
 
 def recorded(name: str) -> Any:

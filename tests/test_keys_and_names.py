@@ -127,3 +127,9 @@ def test_a_model_string_is_taken_apart() -> None:
         True,
         False,
     ]
+
+
+def test_an_address_with_a_password_is_refused_and_not_repeated() -> None:
+    with pytest.raises(SetupError, match="RLAIF_HTTP_API_KEY") as refused:
+        parse_model("http://user:hunter2@127.0.0.1:1/v1#m", "judge.model")
+    assert "hunter2" not in str(refused.value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 import sqlite3
@@ -14,10 +15,26 @@ from typing import Any
 import pytest
 
 from rlaif import cli
+from rlaif.callstore import CallStore
+from rlaif.datasets import load_prompts
 from rlaif.errors import SetupError, TooManyFailures
 from rlaif.files import read_jsonl
+from rlaif.models.client import Bill, Client
+from rlaif.models.fake import FakeModel
 from rlaif.recipe import execute, load_run
-from rlaif.types import Comparison, Judgment, PreferenceGroup, Response
+from rlaif.sample import Sampled, sample
+from rlaif.stages import compare
+from rlaif.types import (
+    ChatReply,
+    ChatRequest,
+    Comparison,
+    Judgment,
+    PreferenceGroup,
+    Prompt,
+    Response,
+    Sampling,
+)
+from rlaif.workspace import Workspace
 
 LABELLING = ("sample", "judge", "pairs")
 SMALL = ("sample.limit=4", "sample.k=3", "sample.max_tokens=40")
@@ -170,19 +187,19 @@ def test_the_program_ends_with_code_3_and_one_line_when_too_much_is_unscored(
         ("pairs", "responses.jsonl"),
         ("train-rm", "groups.jsonl"),
         ("train-dpo", "groups.jsonl"),
-        ("compare", "responses.jsonl"),
+        ("compare", "dpo"),
     ],
 )
 def test_a_stage_without_its_input_says_what_is_missing(
     stage: str, missing: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(SetupError, match=f"{missing}: is not there"):
+    with pytest.raises(SetupError, match=rf"{missing}: (is not there|the policy is not trained)"):
         run(tmp_path, (stage,))
 
 
 def test_compare_before_training_says_so_before_anything_is_asked(tmp_path: Path) -> None:
     run(tmp_path, LABELLING)
-    with pytest.raises(SetupError, match=r"reward_model\.json: is not there .*train-rm"):
+    with pytest.raises(SetupError, match=r"dpo: the policy is not trained .*train-rm"):
         run(tmp_path, ("compare",))
     assert "compare" not in report(tmp_path)["cost"]
 
@@ -228,3 +245,80 @@ def wait_for_calls(path: Path, count: int, process: subprocess.Popen[bytes]) -> 
         assert process.poll() is None, "the stage ended before it could be killed"
         assert time.monotonic() < deadline, f"{len(found)} calls after a minute"
         time.sleep(0.02)
+
+
+def test_after_another_judge_no_stage_and_no_report_uses_what_the_old_one_labelled(
+    tmp_path: Path,
+) -> None:
+    run(tmp_path, LABELLING)
+    assert report(tmp_path)["pairs"] is not None
+    run(tmp_path, ("judge",), "judge.model=fake/longer", reconfigure=True)
+    found = report(tmp_path)
+    assert found["run"]["judge"] == "fake/longer"
+    assert found["labels"] is not None
+    assert found["pairs"] is None
+    with pytest.raises(SetupError, match=r"not of the present comparisons .*rlaif pairs"):
+        run(tmp_path, ("train-rm",), "judge.model=fake/longer")
+    run(tmp_path, ("pairs",), "judge.model=fake/longer")
+    assert report(tmp_path)["pairs"]["longer_chosen"]["value"] == 1.0
+
+
+def test_a_second_run_in_the_same_directory_is_refused_while_the_first_works(
+    tmp_path: Path,
+) -> None:
+    slow = ("judge.model=fake/shorter?delay=0.05", "judge.concurrency=1")
+    run(tmp_path, ("sample",), *slow)
+    program = [sys.executable, "-m", "rlaif", "judge", "--out", str(tmp_path)]
+    first = subprocess.Popen(program, stderr=subprocess.DEVNULL)
+    try:
+        wait_for_calls(tmp_path / "calls.sqlite", 4 + 2, first)
+        with pytest.raises(SetupError, match="another run is working in this directory"):
+            run(tmp_path, ("judge",), *slow)
+    finally:
+        first.kill()
+        first.wait()
+
+
+def test_a_positional_judge_finds_the_policies_equal_even_when_it_labels_in_one_order(
+    tmp_path: Path,
+) -> None:
+    config, directory = load_run("smoke", list(SMALL), tmp_path)
+    execute(config, directory, (*LABELLING, "train-rm", "train-dpo"), reconfigure=False)
+    policy_judge = config.judge.model_copy(update={"model": "fake/first", "both_orders": False})
+
+    async def compared() -> list[Comparison]:
+        work = Workspace(directory, 0, {})
+        prompts = read_jsonl(work.prompts, Prompt)
+        answers = read_jsonl(work.responses, Response)
+        dpo = [r.model_copy(update={"id": f"dpo:{r.id}"}) for r in answers]
+        start = [
+            r.model_copy(update={"id": f"start:{r.id}", "text": r.text + " more"}) for r in answers
+        ]
+        try:
+            return await compare._judge(policy_judge, prompts, dpo, start, Bill(), work)
+        finally:
+            await work.close()
+
+    outcomes = {c.outcome for c in asyncio.run(compared())}
+    assert outcomes == {"tie"}
+
+
+def test_answers_without_text_or_filtered_are_counted_and_never_compared(tmp_path: Path) -> None:
+    class Moderated(FakeModel):
+        async def ask(self, request: ChatRequest) -> ChatReply:
+            reply = await super().ask(request)
+            first, second, *rest = reply.choices
+            filtered = first.model_copy(update={"finish_reason": "content_filter"})
+            silent = second.model_copy(update={"text": " "})
+            return reply.model_copy(update={"choices": (filtered, silent, *rest)})
+
+    async def sampled() -> Sampled:
+        with CallStore(tmp_path / "calls.sqlite") as store:
+            client = Client(Moderated("policy"), store, Bill(), concurrency=4, attempts=1)
+            prompts = load_prompts("smoke", 3)
+            sampling = Sampling(max_tokens=30, temperature=1.0)
+            return await sample(prompts, 4, sampling, client, lambda done, note="": None)
+
+    found = asyncio.run(sampled())
+    assert found.unusable == {"finish_reason content_filter": 3, "no text": 3}
+    assert {r.id.split("/")[1] for r in found.responses} == {"2", "3"}

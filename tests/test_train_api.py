@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+import weakref
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -73,11 +74,13 @@ def quiet_step(step: int, total: int, metrics: Mapping[str, float]) -> None:
     assert step <= total
 
 
-def train(kind: str, base: str, out: Path, **changes: Any) -> TrainResult:
+def train(
+    kind: str, base: str, out: Path, groups: list[PreferenceGroup] = GROUPS, **changes: Any
+) -> TrainResult:
     settings = SETTINGS.model_copy(update=changes)
     if kind == "rm":
-        return train_reward_model(base, GROUPS, settings, 0, out, quiet_step, pytest.fail)
-    return train_dpo(base, GROUPS, settings, 0.1, 0, out, quiet_step, lambda _: None)
+        return train_reward_model(base, groups, settings, 0, out, quiet_step, pytest.fail)
+    return train_dpo(base, groups, settings, 0.1, 0, out, quiet_step, lambda _: None)
 
 
 def test_the_reward_model_is_a_plain_classifier_that_learned_the_rule(
@@ -85,8 +88,7 @@ def test_the_reward_model_is_a_plain_classifier_that_learned_the_rule(
 ) -> None:
     result = train("rm", tiny, tmp_path / "rm")
     assert result.steps == len(result.losses) == len(result.accuracies) == 6
-    assert (result.groups, result.comparisons, result.dropped_responses) == (8, 48, 0)
-    assert result.packed
+    assert (result.groups, result.dropped_responses) == (8, 0)
     assert result.losses[-1] < result.losses[0]
     plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "rm")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "rm")
@@ -222,11 +224,105 @@ def test_a_model_that_packing_changes_is_trained_unpacked_and_says_so(
     monkeypatch.setattr(api, "packing_error", lambda *_: 0.02)
     lines: list[str] = []
     result = train_reward_model(tiny, GROUPS, SETTINGS, 0, tmp_path / "b", quiet_step, lines.append)
-    assert not result.packed
     assert lines == [
         "packing changes this model's scores by 2.0e-02 of the largest; training one response a row"
     ]
     assert result.losses[0] == pytest.approx(packed.losses[0], abs=1e-5)
+
+
+class Nameless(RuntimeError):
+    def __str__(self) -> str:
+        return ""
+
+
+@pytest.mark.parametrize(
+    ("error", "cause"),
+    [
+        (NotImplementedError("no such mask\nat line 3"), "no such mask"),
+        (RuntimeError("shapes do not fit"), "shapes do not fit"),
+        (IndexError("index out of range"), "index out of range"),
+        (Nameless(), "Nameless"),
+    ],
+)
+def test_a_model_that_fails_on_packed_groups_is_trained_unpacked_and_says_why(
+    tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, cause: str
+) -> None:
+    def failing(*_: Any) -> float:
+        raise error
+
+    monkeypatch.setattr(api, "packing_error", failing)
+    lines: list[str] = []
+    train_reward_model(tiny, GROUPS, SETTINGS, 0, tmp_path / "rm", quiet_step, lines.append)
+    assert lines == [f"this model takes no packed groups ({cause}); training one response a row"]
+
+
+def test_a_full_accelerator_is_not_taken_for_a_model_that_cannot_pack(
+    tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: Any) -> float:
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(api, "packing_error", failing)
+    with pytest.raises(torch.OutOfMemoryError):
+        train("rm", tiny, tmp_path / "rm")
+
+
+def test_the_models_are_gone_when_a_call_has_ended(
+    tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[weakref.ref[torch.nn.Module]] = []
+
+    def remembered(load: Any) -> Any:
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            model = load(*args, **kwargs)
+            loaded.append(weakref.ref(model))
+            return model
+
+        return wrapped
+
+    for name in ("load_causal", "load_reward"):
+        monkeypatch.setattr(api, name, remembered(getattr(api, name)))
+    prompt, responses = ITEMS[0]
+    calls: list[Callable[[], object]] = [
+        lambda: train("rm", tiny, tmp_path / "rm"),
+        lambda: train("dpo", tiny, tmp_path / "dpo"),
+        lambda: score_reward(str(tmp_path / "rm"), ITEMS, 1024, quiet_step),
+        lambda: response_logprobs(tiny, ITEMS, 1024, quiet_step),
+        lambda: sampled_logprobs(tiny, [(prompt, responses[0], True)], 1024, quiet_step),
+    ]
+    for number, call in enumerate(calls, 1):
+        call()
+        assert len(loaded) == number
+        assert loaded[-1]() is None
+
+
+def test_dpo_trains_on_a_cut_response_without_an_end_and_the_reward_model_as_ever(
+    tiny: str, tmp_path: Path
+) -> None:
+    cut = [group.model_copy(update={"ended": (False,) * 4}) for group in GROUPS]
+    rm, cut_rm, dpo, cut_dpo = (
+        train(kind, tiny, tmp_path / kind, groups).losses
+        for kind in ("rm", "dpo")
+        for groups in (GROUPS, cut)
+    )
+    assert cut_rm == rm
+    assert cut_dpo[1:] != dpo[1:]
+
+
+def test_the_log_probability_of_a_cut_response_is_that_of_its_text(tiny: str) -> None:
+    prompt = ITEMS[0][0]
+    items = [(prompt, ["an answer", "an answer", ""])]
+    ((whole, cut, nothing),) = response_logprobs(
+        tiny, items, 1024, quiet_step, [(True, False, False)]
+    )
+    ((all_ended, *_),) = response_logprobs(tiny, items, 1024, quiet_step)
+    (text,) = sampled_logprobs(tiny, [(prompt, "an answer", False)], 1024, quiet_step)
+    assert nothing is None
+    assert cut == pytest.approx(text, abs=1e-4)
+    assert whole == pytest.approx(all_ended, abs=1e-4)
+    assert cut is not None
+    assert whole is not None
+    assert whole < cut
 
 
 def test_bfloat16_computes_in_bfloat16_and_saves_float32(tiny: str, tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def group_of(text: str, responses: tuple[str, ...] = RESPONSES) -> PreferenceGro
 
 
 def encoded(tiny: str, *groups: PreferenceGroup) -> list[EncodedGroup]:
-    return encode_groups(load_tokenizer(tiny), groups, 1024).groups
+    return encode_groups(load_tokenizer(tiny), groups, 1024, as_drawn=True).groups
 
 
 def scorers(tiny: str) -> list[RewardScorer | DPOScorer]:
@@ -56,7 +56,7 @@ def scorers(tiny: str) -> list[RewardScorer | DPOScorer]:
 
 def test_prompt_and_response_concatenated_are_the_rendered_conversation(tiny: str) -> None:
     tokenizer = load_tokenizer(tiny)
-    prompt_ids, response_ids = encode(tokenizer, prompt_of("Is it so?"), RESPONSES)
+    prompt_ids, response_ids = encode(tokenizer, prompt_of("Is it so?"), RESPONSES, (True,) * 4)
     assert tokenizer.decode(prompt_ids) == (
         "<|im_start|>user\nIs it so?<|im_end|>\n<|im_start|>assistant\n"
     )
@@ -69,14 +69,41 @@ def test_a_template_that_hides_where_the_response_begins_is_refused(tiny: str) -
         "{{ messages | length }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
     )
     with pytest.raises(SetupError, match="renders a prompt differently once it is answered"):
-        encode(tokenizer, prompt_of("Hello"), ["Hi"])
+        encode(tokenizer, prompt_of("Hello"), ["Hi"], [True])
+
+
+def test_a_cut_response_ends_with_its_last_text_token_where_it_is_encoded_as_drawn(
+    tiny: str,
+) -> None:
+    tokenizer = load_tokenizer(tiny)
+    group = group_of("Is it so?").model_copy(update={"ended": (True, False, True, False)})
+    (drawn,) = encode_groups(tokenizer, [group], 1024, as_drawn=True).groups
+    (whole,) = encode_groups(tokenizer, [group], 1024, as_drawn=False).groups
+    assert drawn.prompt_ids == whole.prompt_ids
+    assert [tokenizer.decode(ids) for ids in drawn.response_ids] == [
+        "Yes.<|im_end|>\n",
+        "No, and here is a longer reason why.",
+        "<|im_end|>\n",
+        "Perhaps\n\nnot at all.",
+    ]
+    assert [tokenizer.decode(ids) for ids in whole.response_ids] == [
+        text + "<|im_end|>\n" for text in RESPONSES
+    ]
+
+
+def test_a_response_that_was_cut_before_its_first_token_is_dropped(tiny: str) -> None:
+    group = group_of("a", ("", "one", "two")).model_copy(update={"ended": (False, True, True)})
+    result = encode_groups(load_tokenizer(tiny), [group], 1024, as_drawn=True)
+    assert result.dropped_responses == 1
+    assert len(result.groups[0].response_ids) == 2
+    assert encode_groups(load_tokenizer(tiny), [group], 1024, as_drawn=False).dropped_responses == 0
 
 
 def test_too_long_responses_are_dropped_with_their_comparisons_and_counted(tiny: str) -> None:
     tokenizer = load_tokenizer(tiny)
     long = "x" * 200
     groups = [group_of("a", (long, "fits", "fits too")), group_of("b", ("fits", long))]
-    result = encode_groups(tokenizer, groups, max_length=100)
+    result = encode_groups(tokenizer, groups, max_length=100, as_drawn=False)
     assert result.dropped_responses == 2
     (kept,) = result.groups
     assert [tokenizer.decode(ids).split("<")[0] for ids in kept.response_ids] == [
@@ -90,7 +117,7 @@ def test_too_long_responses_are_dropped_with_their_comparisons_and_counted(tiny:
 
 def test_nothing_left_to_train_on_is_an_error_that_names_the_limit(tiny: str) -> None:
     with pytest.raises(SetupError, match=r"max_length: no group is left to train on: 4 responses"):
-        encode_groups(load_tokenizer(tiny), [group_of("a")], max_length=10)
+        encode_groups(load_tokenizer(tiny), [group_of("a")], max_length=10, as_drawn=False)
 
 
 def test_packed_and_unpacked_scores_are_equal(tiny: str) -> None:
@@ -139,7 +166,7 @@ def test_the_reward_is_what_the_plain_classifier_gives_for_the_conversation(
     tokenizer.pad_token = padding
     tokenizer.chat_template = tokenizer.chat_template.replace("<|im_end|>\n", "<|im_end|>")
     scorer = RewardScorer(load_reward(tiny, tokenizer.pad_token_id, new_head=True))
-    (group,) = encode_groups(tokenizer, [group_of("q")], 1024).groups
+    (group,) = encode_groups(tokenizer, [group_of("q")], 1024, as_drawn=False).groups
     assert group.response_ids[0][-1] == tokenizer.eos_token_id
     with torch.no_grad():
         scores_K = scorer(collate([group], tokenizer.pad_token_id, packed=True))
@@ -167,7 +194,7 @@ def test_the_log_probability_is_the_sum_over_the_response_tokens(tiny: str) -> N
 def test_scores_come_back_in_the_order_given_whatever_their_lengths(tiny: str) -> None:
     texts = ["a" * n for n in (3, 500, 40, 2000, 7)]
     groups = encode_groups(
-        load_tokenizer(tiny), [group_of(text, ("x", "yy")) for text in texts], 4096
+        load_tokenizer(tiny), [group_of(text, ("x", "yy")) for text in texts], 4096, as_drawn=True
     ).groups
     pad = load_tokenizer(tiny).pad_token_id
     scorer = scorers(tiny)[0]
@@ -217,7 +244,10 @@ def test_the_loss_of_four_responses_is_that_of_their_six_pairs_scored_one_by_one
         naive = []
         for c in group.comparisons:
             prompt_ids, response_ids = encode(
-                tokenizer, group.prompt, [group.responses[c.first], group.responses[c.second]]
+                tokenizer,
+                group.prompt,
+                [group.responses[c.first], group.responses[c.second]],
+                [True, True],
             )
             pair = EncodedGroup(prompt_ids, response_ids, (), (0.0, 0.0))
             first, second = scorer(collate([pair], pad, packed=False))

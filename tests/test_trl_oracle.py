@@ -140,7 +140,8 @@ def test_the_reward_models_loss_and_gradient_are_trls(models: Models, tmp_path: 
     theirs.backward()
     tokenizer = load_tokenizer(models.reward)
     scorer = RewardScorer(load_reward(models.reward, tokenizer.pad_token_id, new_head=False))
-    ours = our_loss(scorer, encode_groups(tokenizer, groups(), 1024).groups, models.reward)
+    encoded = encode_groups(tokenizer, groups(), 1024, as_drawn=False).groups
+    ours = our_loss(scorer, encoded, models.reward)
     ours.backward()
     assert ours.item() == pytest.approx(theirs.item(), abs=1e-4)
     assert ours.item() != pytest.approx(0.6931, abs=1e-3)
@@ -159,7 +160,7 @@ def test_dpos_loss_and_gradient_are_trls(models: Models, tmp_path: Path) -> None
     theirs = trainer.compute_loss(trainer.model, batch)
     theirs.backward()
     tokenizer = load_tokenizer(models.start)
-    encoded = encode_groups(tokenizer, groups(), 1024).groups
+    encoded = encode_groups(tokenizer, groups(), 1024, as_drawn=True).groups
     reference = load_causal(models.start)
     with torch.no_grad():
         encoded = [
@@ -186,7 +187,7 @@ def test_prompt_and_response_tokens_are_trls(models: Models, tmp_path: Path) -> 
         model=models.start, args=DPOConfig(**settings(tmp_path)), train_dataset=rows()
     )
     tokenizer = load_tokenizer(models.start)
-    encoded = encode_groups(tokenizer, groups(), 1024).groups
+    encoded = encode_groups(tokenizer, groups(), 1024, as_drawn=True).groups
     for group, theirs in zip(encoded, trainer.train_dataset, strict=True):
         assert group.prompt_ids == theirs["prompt_ids"]
         assert group.response_ids == [theirs["chosen_ids"], theirs["rejected_ids"]]

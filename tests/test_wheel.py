@@ -47,60 +47,75 @@ def test_the_wheel_carries_constitutions_prompts_and_recipes(wheel: Path) -> Non
     assert "rlaif/evaluate/report.html.j2" in names
 
 
-def test_an_empty_venv_with_the_wheel_runs_smoke_from_another_folder(
-    wheel: Path, tmp_path: Path
-) -> None:
-    home = tmp_path / "venv"
-    venv.create(home, with_pip=True)
-    python = home / "bin" / "python"
+class Venv:
+    """A virtual environment of its own, and a folder far from the checkout to run in."""
 
-    def pip_install(*what: str) -> subprocess.CompletedProcess[str]:
+    def __init__(self, home: Path) -> None:
+        self.elsewhere = home / "elsewhere"
+        self.elsewhere.mkdir()
+        self._bin = home / "venv" / "bin"
+        venv.create(home / "venv", with_pip=True)
+
+    def install(self, *what: str) -> subprocess.CompletedProcess[str]:
+        return self._run("python", "-m", "pip", "install", "--quiet", *what)
+
+    def rlaif(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return self._run("rlaif", *arguments)
+
+    def has(self, module: str) -> bool:
+        return self._run("python", "-c", f"import {module}").returncode == 0
+
+    def _run(self, program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [str(python), "-m", "pip", "install", "--quiet", *what], capture_output=True, text=True
-        )
-
-    # The torch that this test suite runs on; without naming it, pip takes the build for CUDA.
-    import torch
-
-    index = ["--extra-index-url", "https://download.pytorch.org/whl/cpu"]
-    done = pip_install(f"torch=={torch.__version__}")
-    if done.returncode:
-        done = pip_install(f"torch=={torch.__version__}", *index)
-    assert done.returncode == 0, done.stderr
-    done = pip_install(f"{wheel}[train]")
-    assert done.returncode == 0, done.stderr
-
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir()
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    for arguments in (["recipes"], ["run", "smoke"]):
-        ran = subprocess.run(
-            [str(home / "bin" / "rlaif"), *arguments],
-            cwd=elsewhere,
-            env=environment,
+            [str(self._bin / program), *arguments],
+            cwd=self.elsewhere,
+            env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"},
             capture_output=True,
             text=True,
         )
-        assert ran.returncode == 0, ran.stderr
-    assert (elsewhere / "outputs/smoke/report.html").is_file()
-    assert (elsewhere / "outputs/smoke/preferences/README.md").is_file()
 
 
-def test_the_base_install_makes_labels_and_says_what_training_needs(
-    wheel: Path, tmp_path: Path
-) -> None:
-    # torch hidden, rather than another venv: what is tested is our own message.
-    code = (
-        "import sys, importlib.util as u\n"
-        "find = u.find_spec\n"
-        "u.find_spec = lambda n, *a: None if n == 'torch' else find(n, *a)\n"
-        "sys.modules['torch'] = None\n"
-        "sys.argv = ['rlaif', 'run', 'smoke', '--out', 'run']\n"
-        "from rlaif.cli import main\n"
-        "main()\n"
-    )
-    ran = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+@pytest.fixture(scope="module")
+def base(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Venv:
+    """The wheel without extras."""
+    made = Venv(tmp_path_factory.mktemp("base"))
+    done = made.install(str(wheel))
+    assert done.returncode == 0, done.stderr
+    assert not made.has("torch")
+    return made
+
+
+def test_the_base_install_refuses_a_run_that_trains_before_anything_is_asked(base: Venv) -> None:
+    ran = base.rlaif("run", "smoke", "--out", "refused")
     assert ran.returncode == 2
-    assert ran.stderr.strip().splitlines()[-1].startswith("rlaif: ")
-    assert "rlaif[train]" in ran.stderr
-    assert (tmp_path / "run/preferences/README.md").is_file()
+    (line,) = ran.stderr.strip().splitlines()
+    assert line.startswith("rlaif: ")
+    assert "rlaif[train]" in line
+    assert not (base.elsewhere / "refused" / "responses.jsonl").exists()
+
+
+def test_the_base_install_makes_the_dataset(base: Venv) -> None:
+    for arguments in (("sample", "smoke"), ("judge",), ("pairs",)):
+        ran = base.rlaif(*arguments, "--out", "run")
+        assert ran.returncode == 0, ran.stderr
+    assert (base.elsewhere / "run/preferences/README.md").is_file()
+    assert list((base.elsewhere / "run/preferences/data").glob("train-*.parquet"))
+    assert (base.elsewhere / "run/report.html").is_file()
+
+
+def test_the_train_extra_added_to_the_base_install_runs_smoke(base: Venv, wheel: Path) -> None:
+    # The torch that this test suite runs on; without naming it, pip takes the build for CUDA.
+    import torch
+
+    wanted = f"torch=={torch.__version__}"
+    done = base.install(wanted)
+    if done.returncode:
+        done = base.install(wanted, "--extra-index-url", "https://download.pytorch.org/whl/cpu")
+    assert done.returncode == 0, done.stderr
+    done = base.install(f"{wheel}[train]")
+    assert done.returncode == 0, done.stderr
+    for arguments in (["recipes"], ["run", "smoke"]):
+        ran = base.rlaif(*arguments)
+        assert ran.returncode == 0, ran.stderr
+    assert (base.elsewhere / "outputs/smoke/report.html").is_file()
+    assert (base.elsewhere / "outputs/smoke/preferences/README.md").is_file()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rlaif.evaluate.intervals import Interval, excludes
 from rlaif.evaluate.schema import (
     ComparisonSection,
@@ -78,17 +80,26 @@ def find_warnings(report: Report) -> tuple[str, ...]:
             f"The token limit cut {percent(run.truncated_share)} of the responses: the judge "
             "compared unfinished answers."
         )
-    held_out = [
-        section.held_out_accuracy.clusters
-        for section in (report.reward_model, report.dpo)
-        if section is not None and section.held_out_accuracy is not None
+    models = [s for s in (report.reward_model, report.dpo) if s is not None]
+    compared = report.comparison
+    return (
+        *found,
+        *_few("held-out figures rest", [s.held_out_accuracy for s in models]),
+        *_few(
+            "comparison of the policies rests",
+            [] if compared is None else [compared.win_rate, compared.length_difference],
+        ),
+    )
+
+
+def _few(figures_rest: str, intervals: Sequence[Interval | None]) -> list[str]:
+    """The warning that intervals over so few prompts need."""
+    fewest = min((i.clusters for i in intervals if i is not None), default=FEW_PROMPTS)
+    if fewest >= FEW_PROMPTS:
+        return []
+    return [
+        f"The {figures_rest} on {counted(fewest, 'prompt')}: intervals from so few are too narrow."
     ]
-    if held_out and min(held_out) < FEW_PROMPTS:
-        found.append(
-            f"The held-out figures rest on {counted(min(held_out), 'prompt')}: intervals from so "
-            "few are too narrow."
-        )
-    return tuple(found)
 
 
 def _against(interval: Interval, x: float, name: str, shown: str, not_shown: str) -> str:

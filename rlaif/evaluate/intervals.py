@@ -16,6 +16,8 @@ from pydantic import Field, model_validator
 from rlaif.types import Record
 
 RESAMPLES = 2_000
+ROUNDING = 1e-9
+"""An interval narrower than this is one point."""
 
 
 class Interval(Record):
@@ -101,15 +103,15 @@ def clustered_share(
 ) -> Interval:
     """`clustered_mean` for values between 0 and 1 (hits, win credits).
 
-    Where all values are 0 or all are 1 every resample is the same and the bootstrap would claim
-    certainty; the ends are then Wilson's with one trial a cluster. Raises ValueError also for
-    values outside [0, 1].
+    Where all clusters have the same mean (all hits, all misses, all ties) every resample is the
+    same and the bootstrap would claim certainty; the ends are then Wilson's with one trial a
+    cluster, the hits rounded to whole clusters. Raises ValueError also for values outside [0, 1].
     """
     values_N = np.asarray(values_N, dtype=np.float64)
     if ((values_N < 0.0) | (values_N > 1.0)).any():
         raise ValueError("a share needs values between 0 and 1")
     mean = clustered_mean(values_N, clusters_N, seed, confidence)
-    if mean.clusters == 1 or mean.value not in (0.0, 1.0):
+    if mean.low is None or mean.high is None or mean.high - mean.low > ROUNDING:
         return mean
     wilson = binomial(round(mean.value * mean.clusters), mean.clusters, confidence)
     return mean.model_copy(update={"low": wilson.low, "high": wilson.high})

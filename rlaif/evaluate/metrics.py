@@ -68,28 +68,3 @@ def agreement(margin_a_M: npt.ArrayLike, margin_b_M: npt.ArrayLike) -> Array:
     A margin of zero in either counts half. Shapes (M,), (M,) -> (M,).
     """
     return _credit(_side(margin_a_M, "margin_a_M"), _side(margin_b_M, "margin_b_M"))
-
-
-def expected_calibration_error(
-    predicted_M: npt.ArrayLike, p_first_M: npt.ArrayLike, bins: int = 10
-) -> float:
-    """Mean distance between how sure a scorer is and how often the judge agrees, 0 to 0.5 or more.
-
-    `predicted_M` is the scorer's P(first preferred). Which response is first is arbitrary, so each
-    pair is turned to the side that the scorer prefers; confidence then runs from 0.5 to 1, in
-    `bins` bins of equal width, and the judge's soft label is the outcome.
-
-    Source: Naeini et al. (2015); Guo et al. (2017), eq. 3.
-    Raises ValueError for no pairs, lengths that differ or values outside [0, 1].
-    """
-    predicted_M = _probabilities(predicted_M, "predicted_M")
-    label_M = _probabilities(p_first_M, "p_first_M")
-    _same_length(predicted_M, label_M)
-    if len(predicted_M) == 0 or bins < 1:
-        raise ValueError("calibration needs a pair and a bin")
-    confidence_M = np.maximum(predicted_M, 1.0 - predicted_M)
-    turned_M = np.where(predicted_M > 0.5, label_M, 1.0 - label_M)
-    right_M = np.where(predicted_M == 0.5, 0.5, turned_M)  # either side is the preferred one
-    bin_M = np.minimum(((confidence_M - 0.5) * 2.0 * bins).astype(np.int64), bins - 1)
-    gap_B = np.bincount(bin_M, weights=confidence_M - right_M, minlength=bins)
-    return float(np.abs(gap_B).sum() / len(predicted_M))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from importlib import resources
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from rlaif.errors import SetupError
 from rlaif.evaluate.headline import find_warnings, headline
 from rlaif.evaluate.schema import Report, StageCost
 from rlaif.evaluate.wording import amount, duration, number, percent, reasons, share, unbroken
+from rlaif.files import write_text
 
 __all__ = ["draw_summary", "find_warnings", "headline", "render_html", "write_report"]
 
@@ -29,16 +29,8 @@ def write_report(report: Report, directory: Path) -> None:
     """
     data = json.dumps(report.model_dump(mode="json"), indent=2, sort_keys=True, ensure_ascii=False)
     page = render_html(report)
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        _replace(directory / "report.json", data + "\n")
-        _replace(directory / "report.html", page)
-    except OSError as error:
-        raise SetupError(
-            f"the report cannot be written: {error.strerror}",
-            fix="free some disk space or choose another directory",
-            file=directory,
-        ) from error
+    write_text(directory / "report.json", data + "\n")
+    write_text(directory / "report.html", page)
 
 
 def render_html(report: Report) -> str:
@@ -94,15 +86,3 @@ def _in_order(report: Report) -> list[tuple[str, StageCost]]:
 def _total(report: Report) -> StageCost:
     costs = [cost.model_dump() for cost in report.cost.values()]
     return StageCost(**{key: sum(cost[key] for cost in costs) for key in StageCost.model_fields})
-
-
-def _replace(path: Path, text: str) -> None:
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)

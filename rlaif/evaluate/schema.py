@@ -46,6 +46,9 @@ class RunSection(Record):
     """Identity of the model that compared the answers."""
     prompts: Count
     responses: Count
+    unusable: Mapping[str, Count] = {}
+    """Reason -> answers that came but hold no text of the policy's own; they are not among the
+    responses."""
     truncated_share: Probability | None = None
     """Share of responses that the token limit cut."""
 

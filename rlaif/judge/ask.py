@@ -58,9 +58,10 @@ class JudgeConfig(ModelConfig):
     """Sampling temperature of critiques, rationales and text verdicts."""
     critique_tokens: int = Field(default=160, ge=1)
     """Most tokens of a critique or rationale."""
-    verdict_tokens: int = Field(default=1, ge=1)
-    """Most tokens of a verdict: 1 reads log-probabilities. For judges without log-probabilities
-    that like to talk, give more room; the last verdict counts."""
+    text_verdict_tokens: int = Field(default=16, ge=2)
+    """Most tokens of a verdict that is read from text, where a judge gives no log-probabilities
+    (with them it is always one token). A judge that likes to talk needs more room; the last verdict
+    counts, and a cut one is unscored."""
     min_label_mass: float = Field(default=0.1, ge=0, le=1)
     """A verdict whose labels hold less probability than this together is unscored."""
     tie_margin: float = Field(default=0.01, ge=0, lt=0.5)
@@ -186,8 +187,8 @@ class Judge:
         quoted = [answer.choices[0].text for answer in before if not isinstance(answer, CallError)]
         if len(quoted) < len(before):
             return []
-        tokens = self.config.verdict_tokens
-        logprobs = TOP_LOGPROBS if client.model.gives_logprobs and tokens == 1 else 0
+        gives = client.model.gives_logprobs
+        tokens, logprobs = (1, TOP_LOGPROBS) if gives else (self.config.text_verdict_tokens, 0)
         if self.config.mode == "pointwise":
             return [
                 self._request(
@@ -260,6 +261,9 @@ def _pointwise(read: Sequence[Verdict]) -> Verdict:
     for verdict in read:
         if verdict.p_first_label is None:
             return Verdict(None, mass, verdict.reason)
+        if verdict.label_mass is None:
+            # A yes in text has no odds to compare with another yes.
+            return Verdict(None, None, "no_logprobs")
         # A label outside the returned alternatives reads as exactly 0; its log-odds are unknown
         # but finite, and a double holds nothing beyond this.
         p = min(max(verdict.p_first_label, 1e-12), 1 - 1e-12)

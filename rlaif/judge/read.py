@@ -14,8 +14,14 @@ NOUN = r"(?:response|output|option|answer|candidate)"
 WORD = r"[\"'*_({\[]*(\w+)\b[\"'*_)}\]]*"
 # "The verdict is B", "Better response: [B]"
 NAMED = rf"\b(?:verdict|answer|choice|winner|better(?: {NOUN})?)(?: is|:|=)+\s*(?:{NOUN} )?{WORD}"
-# "Response B is better", "Output (b) is the clear winner"
-PRAISED = rf"\b{NOUN} {WORD} (?:wins\b|is (?:\w+ ){{0,2}}?(?:better|preferable|preferred|winner)\b)"
+# "Response B is better", "Output (b) is the clear winner". Only words that strengthen may stand
+# between: any word would let "is not better" and "is no better" through.
+STRONGER = r"(?:the|a|clearly|clear|much|far|slightly|overall|somewhat|more)"
+PRAISED = (
+    rf"\b{NOUN} {WORD} (?:wins\b|is (?:{STRONGER} ){{0,2}}(?:better|preferable|preferred|winner)\b)"
+)
+# "The answer is A, worse than B": what follows the label turns it round.
+TURNED = re.compile(r"\s*\?|[^.;!?\n]*\b(?:not|no|never|hardly|worse|less|than)\b", re.IGNORECASE)
 STATED = re.compile(f"{NAMED}|{PRAISED}", re.IGNORECASE)
 # "I do not think that response B is better", "whether the answer is B" state nothing.
 DENIED = re.compile(
@@ -71,12 +77,15 @@ def read_text(choice: Choice, labels: Labels) -> Verdict:
     B."); the last "verdict/answer/choice/winner is X" or "response X is better"; a first line that
     is a label and nothing else, unless the other label has a line of its own too. Anything else is
     unscored: a label somewhere in the prose, or inside a quotation of the response, is not a
-    verdict.
+    verdict. A text that the token limit cut counts only if it ends in `[[X]]`: what it was about to
+    say is unknown ("A" may be the first word of "A careful comparison shows B").
     """
     text = choice.text.strip()
     if not text:
         return Verdict(None, None, "empty")
     stated = BRACKETED.findall(text)
+    if choice.finish_reason == "length" and not (stated and text.endswith("]]")):
+        return Verdict(None, None, "truncated")
     if not stated:
         alone = [_alone(line, labels) for line in text.splitlines()]
         statements = _statements(text)
@@ -87,9 +96,7 @@ def read_text(choice: Choice, labels: Labels) -> Verdict:
         elif alone[0] and len(set(alone)) == 2:  # that label, and lines of prose
             stated = [alone[0]]
     if not stated:
-        return Verdict(
-            None, None, "truncated" if choice.finish_reason == "length" else "unreadable"
-        )
+        return Verdict(None, None, "unreadable")
     for p_first_label, label in zip((1.0, 0.0), labels, strict=True):
         if _same(stated[-1], label):
             return Verdict(p_first_label, None, "")
@@ -108,6 +115,7 @@ def _statements(text: str) -> list[str]:
         match[1] or match[2]
         for match in STATED.finditer(unquoted)
         if not DENIED.search(unquoted, 0, match.start())
+        and not (match[1] and TURNED.match(unquoted, match.end()))
     ]
 
 

@@ -97,7 +97,7 @@ def _classify(error: anthropic.APIError, secret: str) -> Exception:
     said = quoted(error.message, secret)
     if isinstance(error, anthropic.APITimeoutError | anthropic.APIConnectionError):
         return CallTransient(f"{type(error).__name__}: {said}")
-    if isinstance(error, anthropic.AuthenticationError | anthropic.PermissionDeniedError):
+    if isinstance(error, anthropic.AuthenticationError):
         return SetupError("the provider refuses the API key", fix=f"check {KEY} or {TOKEN}")
     if isinstance(error, anthropic.NotFoundError):
         return SetupError(f"the provider does not know this model: {said}")

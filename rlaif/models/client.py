@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import tenacity
 
@@ -27,6 +28,8 @@ class Bill:
     calls_failed: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    failures: Counter[str] = field(default_factory=Counter)
+    """What the providers said of the calls that failed."""
 
     def add_reply(self, reply: ChatReply, *, stored: bool) -> None:
         if stored:
@@ -50,11 +53,14 @@ class Client:
         attempts: int,
         longest_wait_s: float = 60.0,
     ) -> None:
+        """`longest_wait_s` bounds one wait between two attempts, whatever a provider asks for: a
+        Retry-After of a day should end as a failed call, not as a silent day."""
         self.model = model
         self._store = store
         self._bill = bill
         self._concurrency = concurrency
         self._attempts = attempts
+        self._longest_wait_s = longest_wait_s
         self._backoff = tenacity.wait_random_exponential(multiplier=0.5, max=longest_wait_s)
 
     async def ask_all(
@@ -113,6 +119,7 @@ class Client:
                     self._store.put(request, reply, time.monotonic() - start)
         except CallError as e:
             self._bill.calls_failed += 1
+            self._bill.failures[f"{e.reason}: {e}"] += 1
             return e
         self._bill.add_reply(reply, stored=False)
         return reply
@@ -120,5 +127,5 @@ class Client:
     def _wait_s(self, state: tenacity.RetryCallState) -> float:
         error = state.outcome.exception() if state.outcome else None
         if isinstance(error, CallRateLimited) and error.wait_s is not None:
-            return error.wait_s
+            return min(error.wait_s, self._longest_wait_s)
         return self._backoff(state)

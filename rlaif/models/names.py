@@ -41,6 +41,13 @@ class ModelName(NamedTuple):
 
 def parse_model(text: str, field: str) -> ModelName:
     """Raises SetupError that names the known forms, or the nearest one."""
+    if re.match(r"https?://[^/#]*@", text):
+        # Not quoted: the address would carry the secret into configs, reports and this very line.
+        raise SetupError(
+            "the address of the server holds a user or password",
+            field=field,
+            fix="leave it out and set RLAIF_HTTP_API_KEY",
+        )
     if match := re.fullmatch(r"(https?://[^#]+)#(.+)", text):
         return ModelName("http", match[2], match[1].rstrip("/"))
     if text.startswith(("http://", "https://")):

@@ -137,7 +137,7 @@ def _classify(error: openai.APIError, secret: str) -> Exception:
     said = quoted(error.message, secret)
     if isinstance(error, openai.APITimeoutError | openai.APIConnectionError):
         return CallTransient(f"{type(error).__name__}: {said}")
-    if isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError):
+    if isinstance(error, openai.AuthenticationError):
         return SetupError("the provider refuses the API key", fix="check the key's value and scope")
     if isinstance(error, openai.NotFoundError):
         return SetupError(f"the provider does not know this model: {said}")

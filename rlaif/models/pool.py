@@ -95,12 +95,23 @@ def identity_of(name: ModelName, field: str) -> str:
     if name.scheme == "embedded":
         return embedded.identity(name.rest)
     if name.directory is not None:
-        directory = model_directory(name.directory, field)
-        return f"weights@{embedded.weights_fingerprint(directory)[:16]}"
+        return weights_identity(model_directory(name.directory, field))
     if name.scheme == "http":
         # The address is left out: the same model served elsewhere is the same model.
         return f"served/{name.rest}"
     return f"{name.scheme}/{name.rest}"
+
+
+def weights_identity(directory: Path) -> str:
+    """Identity of a local model folder: its content, wherever it lies."""
+    return f"weights@{embedded.weights_fingerprint(directory)[:16]}"
+
+
+def _served_identity(identity: str, server: ServerConfig) -> str:
+    """A precision or an argument of the server that the user chose can change the answers."""
+    chosen = [f"dtype={server.dtype}"] if server.dtype != "auto" else []
+    chosen += server.extra_args
+    return f"{identity} ({' '.join(chosen)})" if chosen else identity
 
 
 class ManagedModel(ChatModel):
@@ -119,6 +130,7 @@ class ManagedModel(ChatModel):
         self._inner: OpenAIModel | None = None
 
     async def check(self) -> None:
+        await self.aclose()
         self._server = await self._start()
         self._inner = OpenAIModel(
             self._server.name,
@@ -147,14 +159,15 @@ Provider = Callable[[ModelConfig, str], ChatModel]
 
 
 class ModelPool:
-    """Opens models; keeps managed servers up until `close_servers`, one per set of weights."""
+    """Opens models. A managed server stays up until another one is needed or `close_servers`: no
+    stage asks two at once, and neither a GPU nor a small machine holds two."""
 
     def __init__(self, store: CallStore, logs: Path, extra: Mapping[str, Provider]) -> None:
         """`extra` adds model schemes from higher floors: scheme -> provider."""
         self._store = store
         self._logs = logs
         self._extra = extra
-        self._servers: dict[tuple[str, ServerConfig], VLLMServer] = {}
+        self._server: VLLMServer | None = None
 
     @asynccontextmanager
     async def open(self, config: ModelConfig, field: str, bill: Bill) -> AsyncIterator[Client]:
@@ -191,7 +204,9 @@ class ModelPool:
                 )
             case "vllm" | "embedded":
                 return ManagedModel(
-                    identity, lambda: self._running(config, field), config.timeout_s
+                    _served_identity(identity, config.server),
+                    lambda: self._running(config, field),
+                    config.timeout_s,
                 )
             case "http":
                 key = os.environ.get("RLAIF_HTTP_API_KEY", "none")
@@ -207,20 +222,21 @@ class ModelPool:
 
     async def _running(self, config: ModelConfig, field: str) -> VLLMServer:
         weights = weights_of(config.model, field)
-        place = (weights, config.server)
-        if place not in self._servers:
-            log = self._logs / f"vllm-{len(self._servers)}.log"
-            status = Status()
-            server = VLLMServer(weights, config.server, log, status)
-            self._servers[place] = server
-            say(f"starting a vLLM server for {config.model} (its log: {log})")
-            start = time.monotonic()
-            await server.start()
-            status.end(f"the server answers after {time.monotonic() - start:.0f} s")
-        return self._servers[place]
+        server = self._server
+        if server is not None and (server.weights, server.config) == (weights, config.server):
+            return server
+        await self.close_servers()
+        log = self._logs / "vllm.log"
+        status = Status()
+        self._server = server = VLLMServer(weights, config.server, log, status)
+        say(f"starting a vLLM server for {config.model} (its log: {log})")
+        start = time.monotonic()
+        await server.start()
+        status.end(f"the server answers after {time.monotonic() - start:.0f} s")
+        return server
 
     async def close_servers(self) -> None:
-        """Stops every server and returns when its memory is free."""
-        servers, self._servers = self._servers, {}
-        for server in servers.values():
+        """Stops the server, if one is up, and returns when its memory is free."""
+        server, self._server = self._server, None
+        if server is not None:
             await server.stop()

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from pydantic import BaseModel
 
 from rlaif.errors import SetupError
 from rlaif.evaluate.heldout import Scores, accuracy
@@ -14,11 +18,10 @@ from rlaif.models.names import parse_model
 from rlaif.models.pool import identity_of, weights_of
 from rlaif.progress import Advance, progress, say
 from rlaif.train.settings import TrainSettings, require_torch
-from rlaif.types import PreferenceGroup, Prompt
+from rlaif.types import PreferenceGroup
 from rlaif.workspace import Workspace
 
 NEEDED_MB = 2_000
-Items = list[tuple[Prompt, tuple[str, ...]]]
 ScoreRows = list[list[float | None]]
 OnStep = Callable[[int, int, Mapping[str, float]], None]
 
@@ -47,32 +50,37 @@ def train(
     start: Start,
     work: Workspace,
     fit: Callable[[list[PreferenceGroup], OnStep], Any],
-    score: Callable[[Items, OnStep], ScoreRows],
-) -> Mapping[str, Any] | None:
-    """Fits on the train groups, scores all of them, and returns the fields that both sections
-    have; None when `out` was already made from the same groups, settings and start."""
+    score: Callable[[list[PreferenceGroup], OnStep], ScoreRows],
+    section: Callable[[Mapping[str, Any]], BaseModel],
+) -> None:
+    """Fits on the train groups, scores all of them, and saves the report's part made by `section`
+    of the fields that both parts have. Nothing is done when `out` was already made from the same
+    groups, settings and start."""
     require_torch()
     need_space(work.directory, NEEDED_MB)
     groups = read_jsonl(work.groups, PreferenceGroup)
+    if work.part("pairs") is None:
+        raise SetupError(
+            "the groups are not of the present comparisons",
+            file=work.groups,
+            fix="run `rlaif pairs` first",
+        )
     inputs = {
         "groups": digest([g.model_dump(mode="json") for g in groups]),
         "settings": settings.model_dump(mode="json"),
         "start": start.identity,
         "seed": work.seed,
     }
-    # A kill between the stamp and the report's part would leave the report without it for good.
     if work.is_made(out, inputs) and work.part(name) is not None:
         say(f"{name}: already made from the same groups and settings")
-        return None
-    with Steps(f"{name} training", "steps") as on_step:
+        return
+    with interruptible(), Steps(f"{name} training", "steps") as on_step:
         result = fit([g for g in groups if g.split == "train"], on_step)
-    items = [(g.prompt, g.responses) for g in groups]
-    with Steps(f"{name} scoring", "groups") as on_step:
-        scores = dict(zip((g.prompt.id for g in groups), score(items, on_step), strict=True))
+    with interruptible(), Steps(f"{name} scoring", "groups") as on_step:
+        scores = dict(zip((g.prompt.id for g in groups), score(groups, on_step), strict=True))
     save_scores(work, name, scores)
-    work.mark_made(out, inputs)
     found = accuracy(groups, scores, work.seed)
-    return {
+    fields = {
         "base": start.identity,
         "steps": result.steps,
         "seconds": result.seconds,
@@ -84,6 +92,9 @@ def train(
         "held_out_accuracy": found.held_out,
         "longer_wins": found.longer_wins,
     }
+    work.save_part(name, section(fields))
+    # Last: whatever is killed before is made again.
+    work.mark_made(out, inputs)
 
 
 def save_scores(work: Workspace, name: str, scores: Scores) -> None:
@@ -100,6 +111,17 @@ def load_scores(work: Workspace, name: str) -> Scores:
         )
     loaded: dict[str, list[float | None]] = json.loads(path.read_text(encoding="utf-8"))
     return loaded
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Lets Ctrl-C end work that never awaits: the event loop's own handler would only cancel the
+    task, which takes effect at the next await, hours later."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 class Steps:

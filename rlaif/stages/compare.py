@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from rlaif.constitution import load_constitution
-from rlaif.datasets import load_prompts
+from rlaif.errors import SetupError, TooManyFailures
 from rlaif.evaluate.heldout import scorer_agreement
 from rlaif.evaluate.intervals import Interval, clustered_mean, clustered_share
 from rlaif.evaluate.schema import ComparisonSection, Example
@@ -18,11 +18,11 @@ from rlaif.files import read_jsonl, write_jsonl, write_text
 from rlaif.judge.aggregate import Pair
 from rlaif.judge.ask import Judge, JudgeConfig
 from rlaif.models.client import Bill
+from rlaif.models.names import parse_model
 from rlaif.models.pool import ModelConfig
-from rlaif.preferences import split_by_prompt
 from rlaif.progress import progress
 from rlaif.sample import sample
-from rlaif.stages._training import Steps, load_scores, start_weights
+from rlaif.stages._training import Start, Steps, interruptible, load_scores, start_weights
 from rlaif.train.settings import require_torch
 from rlaif.types import Comparison, PreferenceGroup, Prompt, Record, Response, Sampling
 from rlaif.workspace import Workspace
@@ -36,8 +36,8 @@ class CompareConfig(Record):
     samples: int = Field(default=2, ge=1)
     """Answers of each policy to each held-out prompt."""
     engine: Literal["auto", "vllm", "transformers"] = "auto"
-    """What serves the trained policy. auto: vLLM where the policy is served by it, else
-    transformers."""
+    """What serves both policies. auto: vLLM where their weights are named by vllm/… or embedded/…,
+    else transformers."""
 
 
 async def run(
@@ -45,48 +45,64 @@ async def run(
     policy: ModelConfig,
     judge: JudgeConfig,
     base: str | None,
-    prompt_set: str,
     sampling: Sampling,
-    test_fraction: float,
+    max_failed: float,
     max_length: int,
     work: Workspace,
 ) -> None:
-    """Writes compare/ and the report's comparison; fills in the policy's KL."""
+    """Writes compare/ and the report's comparison; fills in the policy's KL.
+
+    Raises TooManyFailures where the thresholds of the sample and judge stages would.
+    """
     require_torch()
-    responses = read_jsonl(work.responses, Response)
+    dpo_part = work.part("dpo")
+    if dpo_part is None:
+        raise SetupError(
+            "the policy is not trained on the present groups",
+            file=work.policy,
+            fix="run `rlaif train-rm` and `rlaif train-dpo` first",
+        )
     groups = read_jsonl(work.groups, PreferenceGroup)
     # Read before anything is asked, so that a missing stage is found at no cost.
     reward_scores, dpo_scores = load_scores(work, "reward_model"), load_scores(work, "dpo")
-    splits = split_by_prompt((r.prompt_id for r in responses), test_fraction, work.seed)
-    prompts = [p for p in load_prompts(prompt_set) if splits.get(p.id) == "test"]
+    splits: dict[str, str] = json.loads(work.splits.read_text(encoding="utf-8"))
+    prompts = [p for p in read_jsonl(work.prompts, Prompt) if splits.get(p.id) == "test"]
     start = start_weights(base, policy.model, "dpo")
-    scheme = _scheme(config.engine, policy.model)
-    trained = policy.model_copy(update={"model": f"{scheme}/{work.policy.resolve()}"})
-    if base is not None:
-        untrained = policy.model_copy(update={"model": f"{scheme}/{start.weights}"})
-    else:
-        untrained = policy
+    trained, untrained = _policies(config.engine, policy, start, base, work)
     async with work.stage("compare") as bill:
-        dpo = await _sample("dpo", config, trained, prompts, sampling, bill, work)
-        # One policy at a time: on a small machine two servers do not fit.
-        await work.pool.close_servers()
-        first = await _sample("start", config, untrained, prompts, sampling, bill, work)
+        dpo = await _sample("dpo", config, trained, prompts, sampling, max_failed, bill, work)
+        first = await _sample("start", config, untrained, prompts, sampling, max_failed, bill, work)
         comparisons = await _judge(judge, prompts, dpo, first, bill, work)
         await work.pool.close_servers()
-        kl = _kl(prompts, dpo, str(work.policy), start.weights, max_length, work)
+        kl = None
+        # Samples at another temperature or from a nucleus are not draws from pi.
+        if sampling.temperature == 1.0 and sampling.top_p == 1.0:
+            kl = _kl(prompts, dpo, str(work.policy), start.weights, max_length, work)
     write_jsonl(work.compare / "responses.jsonl", [*dpo, *first])
     write_jsonl(work.compare / "comparisons.jsonl", comparisons)
     agreed = scorer_agreement(groups, reward_scores, dpo_scores, work.seed)
-    work.save_part("comparison", _section(prompts, dpo, first, comparisons, agreed, work.seed))
-    dpo_part = work.part("dpo")
-    if dpo_part is not None:
-        work.save_part("dpo", {**dpo_part, "kl": kl.model_dump(mode="json") if kl else None})
+    section = _section(prompts, dpo, first, comparisons, agreed, work.seed)
+    work.save_part("comparison", section)
+    work.save_part("dpo", {**dpo_part, "kl": kl.model_dump(mode="json") if kl else None})
+    if section.unscored and section.unscored > judge.max_unscored * len(comparisons):
+        raise TooManyFailures(
+            f"{section.unscored} of {len(comparisons)} comparisons of the policies ended "
+            f"unscored, judge.max_unscored allows {judge.max_unscored:.0%}; the rest is kept"
+        )
 
 
-def _scheme(engine: str, policy: str) -> str:
-    if engine != "auto":
-        return engine
-    return "vllm" if policy.startswith(("vllm/", "embedded/")) else "transformers"
+def _policies(
+    engine: str, policy: ModelConfig, start: Start, base: str | None, work: Workspace
+) -> tuple[ModelConfig, ModelConfig]:
+    """The trained policy and the one it started from, served by the same engine."""
+    by_vllm = engine == "vllm" or (
+        engine == "auto" and parse_model(start.model, "dpo.base").has_weights
+    )
+    scheme = "vllm" if by_vllm else "transformers"
+    trained = policy.model_copy(update={"model": f"{scheme}/{work.policy.resolve()}"})
+    if base is None and by_vllm:
+        return trained, policy
+    return trained, policy.model_copy(update={"model": f"{scheme}/{start.weights}"})
 
 
 async def _sample(
@@ -95,13 +111,18 @@ async def _sample(
     model: ModelConfig,
     prompts: Sequence[Prompt],
     sampling: Sampling,
+    max_failed: float,
     bill: Bill,
     work: Workspace,
 ) -> list[Response]:
-    field = "dpo.base" if name == "dpo" else "policy.model"
-    async with work.pool.open(model, field, bill) as client:
-        with progress(f"{name} policy", len(prompts), "prompts") as advance:
+    async with work.pool.open(model, f"{name} policy", bill) as client:
+        with progress(f"{name} policy", len(prompts), "calls") as advance:
             found = await sample(prompts, config.samples, sampling, client, advance)
+    if len(found.failed) > max_failed * len(prompts):
+        raise TooManyFailures(
+            f"{len(found.failed)} of {len(prompts)} calls to the {name} policy failed, "
+            f"sample.max_failed allows {max_failed:.0%}; the rest is kept"
+        )
     return [r.model_copy(update={"id": f"{name}:{r.id}"}) for r in found.responses]
 
 
@@ -113,7 +134,8 @@ async def _judge(
     bill: Bill,
     work: Workspace,
 ) -> list[Comparison]:
-    """The i-th answer of one policy against the i-th of the other."""
+    """The i-th answer of one policy against the i-th of the other, always in both orders: the
+    trained policy's is the first of each pair, so one order would measure the judge's position."""
     constitution, _ = load_constitution(config.constitution)
     by_id = {p.id: p for p in prompts}
     opponents = {r.id.removeprefix("start:"): r for r in start}
@@ -122,8 +144,9 @@ async def _judge(
         for r in dpo
         if (name := r.id.removeprefix("dpo:")) in opponents
     ]
+    judge = Judge(config.model_copy(update={"both_orders": True}), constitution)
     async with work.pool.open(config, "judge.model", bill) as client:
-        _, comparisons = await Judge(config, constitution).judge(
+        _, comparisons = await judge.judge(
             pairs, client, lambda label, total: progress(label, total, "calls")
         )
     return comparisons
@@ -166,10 +189,10 @@ def _log_ratios(
     from rlaif.train import api  # torch only where something is scored
 
     by_id = {p.id: p for p in prompts}
-    drawn = [(by_id[r.prompt_id], r.text, r.finish_reason != "length") for r in responses]
-    with Steps("KL, policy", "responses") as on_step:
+    drawn = [(by_id[r.prompt_id], r.text, r.ended) for r in responses]
+    with interruptible(), Steps("KL, policy", "responses") as on_step:
         trained = api.sampled_logprobs(policy, drawn, max_length, on_step)
-    with Steps("KL, reference", "responses") as on_step:
+    with interruptible(), Steps("KL, reference", "responses") as on_step:
         before = api.sampled_logprobs(reference, drawn, max_length, on_step)
     return [
         (prompt.id, p - q)

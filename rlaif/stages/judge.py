@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 
-from rlaif.constitution import Constitution, load_constitution
-from rlaif.datasets import load_prompts
+from rlaif.constitution import Constitution, facts, load_constitution
 from rlaif.errors import TooManyFailures
 from rlaif.evaluate.intervals import Interval, clustered_share
 from rlaif.evaluate.schema import JudgeSection, LabelsSection, PrincipleFigures
@@ -14,17 +13,17 @@ from rlaif.files import read_jsonl, write_jsonl
 from rlaif.judge.aggregate import all_pairs, ledger
 from rlaif.judge.ask import Judge, JudgeConfig
 from rlaif.progress import progress
-from rlaif.types import Comparison, Judgment, Response
+from rlaif.types import Comparison, Judgment, Prompt, Response
 from rlaif.workspace import Workspace
 
 
-async def run(config: JudgeConfig, prompt_set: str, work: Workspace) -> None:
+async def run(config: JudgeConfig, work: Workspace) -> None:
     """Writes judgments.jsonl and comparisons.jsonl. Raises TooManyFailures above
     `max_unscored`."""
     constitution, _ = load_constitution(config.constitution)
     judge = Judge(config, constitution)
-    prompts = {p.id: p for p in load_prompts(prompt_set)}
     responses = read_jsonl(work.responses, Response)
+    prompts = {p.id: p for p in read_jsonl(work.prompts, Prompt)}
     pairs = all_pairs(prompts, responses)
     async with work.stage("judge") as bill, work.pool.open(config, "judge.model", bill) as client:
         judgments, comparisons = await judge.judge(
@@ -45,19 +44,21 @@ async def run(config: JudgeConfig, prompt_set: str, work: Workspace) -> None:
     )
     work.save_part(
         "judge",
-        judge_section(constitution, judgments, comparisons, config.tie_margin, work.seed),
+        judge_section(
+            constitution,
+            judgments,
+            comparisons,
+            {pair.id for pair in pairs if pair.first.text == pair.second.text},
+            config.tie_margin,
+            work.seed,
+        ),
     )
     work.save_part(
         "labeler",
         {
             "judge": client.model.identity,
             "mode": config.mode,
-            "constitution": {
-                "id": constitution.id,
-                "version": constitution.version,
-                "hash": constitution.hash,
-                "principles": len(constitution.principles),
-            },
+            "constitution": facts(constitution),
         },
     )
     lost = sum(unscored.values())
@@ -73,11 +74,15 @@ def judge_section(
     constitution: Constitution,
     judgments: Sequence[Judgment],
     comparisons: Sequence[Comparison],
+    same_text: Set[str],
     tie_margin: float,
     seed: int,
 ) -> JudgeSection:
     """How the judge behaved: position, consistency, label mass, and each principle's votes."""
     prompt_of = {c.id: c.prompt_id for c in comparisons}
+    # Two equal texts make both orders the same question: its answer must name one position, and
+    # says nothing of how the judge treats positions or orders.
+    judgments_of_two = [j for j in judgments if j.comparison_id not in same_text]
     masses = [j.label_mass for j in judgments if j.label_mass is not None]
     votes = {
         p.id: [c.votes[p.id] for c in comparisons if p.id in c.votes]
@@ -85,8 +90,8 @@ def judge_section(
     }
     return JudgeSection(
         certified=False,
-        order_consistency=_order_consistency(judgments, prompt_of, seed),
-        first_position_rate=_first_position_rate(judgments, prompt_of, seed),
+        order_consistency=_order_consistency(judgments_of_two, prompt_of, seed),
+        first_position_rate=_first_position_rate(judgments_of_two, prompt_of, seed),
         label_mass_mean=sum(masses) / len(masses) if masses else None,
         label_mass_min=min(masses) if masses else None,
         judgments=len(judgments),
@@ -120,7 +125,8 @@ def _order_consistency(
     """Share of (comparison, principle) with both orders scored that have one winner in both."""
     winners: dict[tuple[str, str], list[bool]] = {}
     for j in judgments:
-        if j.order != "none" and j.p_first is not None:
+        # At exactly 0.5 there is no winner to be consistent about.
+        if j.order != "none" and j.p_first is not None and j.p_first != 0.5:
             winners.setdefault((j.comparison_id, j.principle_id), []).append(j.p_first > 0.5)
     both = [
         (float(found[0] == found[1]), prompt_of[comparison_id])

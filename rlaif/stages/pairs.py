@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections import Counter
 from collections.abc import Sequence
@@ -9,9 +10,9 @@ from typing import Any
 
 from pydantic import Field
 
-from rlaif.datasets import load_prompts
 from rlaif.errors import SetupError, TooManyFailures
 from rlaif.evaluate.intervals import clustered_share
+from rlaif.evaluate.metrics import longer_wins
 from rlaif.evaluate.schema import PairsSection
 from rlaif.files import read_jsonl, write_jsonl, write_text
 from rlaif.judge.aggregate import ledger
@@ -23,7 +24,7 @@ from rlaif.preferences import (
     split_by_prompt,
     write_parquet,
 )
-from rlaif.types import Comparison, Record, Response, Split
+from rlaif.types import Comparison, Prompt, Record, Response, Split
 from rlaif.workspace import Workspace
 
 SPLITS: tuple[Split, ...] = ("train", "test")
@@ -38,10 +39,10 @@ class PairsConfig(Record):
     """Train on the judge's probabilities; false: on 1 and 0."""
 
 
-async def run(config: PairsConfig, prompt_set: str, work: Workspace) -> None:
+async def run(config: PairsConfig, work: Workspace) -> None:
     """Writes groups.jsonl and preferences/. Raises TooManyFailures when no pair has a winner."""
-    prompts = {p.id: p for p in load_prompts(prompt_set)}
     responses = read_jsonl(work.responses, Response)
+    prompts = {p.id: p for p in read_jsonl(work.prompts, Prompt)}
     comparisons = read_jsonl(work.comparisons, Comparison)
     async with work.stage("pairs"):
         _write(config, prompts, responses, comparisons, work)
@@ -57,7 +58,9 @@ def _write(
     asked = work.part("labeler")
     if asked is None:
         raise SetupError(
-            "the judge stage did not end", file=work.directory, fix="run `rlaif judge`"
+            "the comparisons are not of the present responses",
+            file=work.comparisons,
+            fix="run `rlaif judge` first",
         )
     labeler = Labeler(
         judge=asked["judge"],
@@ -73,6 +76,7 @@ def _write(
     rows = pair_rows(prompts, by_id, comparisons, labeler)
     counts = Counter(splits[row["prompt_id"]] for row in rows)
     write_jsonl(work.groups, groups)
+    write_text(work.splits, json.dumps(splits, indent=0, sort_keys=True) + "\n")
     # A folder with a split of an earlier config would be read as part of this dataset.
     shutil.rmtree(work.preferences / "data", ignore_errors=True)
     for split in SPLITS:
@@ -104,9 +108,11 @@ def _write(
 def _section(
     groups: int, counts: Counter[Split], rows: Sequence[dict[str, Any]], seed: int
 ) -> PairsSection:
-    longer = [
-        float(len(row["chosen"][0]["content"]) > len(row["rejected"][0]["content"])) for row in rows
-    ]
+    longer = longer_wins(
+        [len(row["chosen"][0]["content"]) for row in rows],
+        [len(row["rejected"][0]["content"]) for row in rows],
+        [1.0] * len(rows),
+    )
     return PairsSection(
         groups=groups,
         comparisons=len(rows),

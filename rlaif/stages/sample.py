@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import math
 
 from pydantic import Field
 
@@ -10,7 +10,7 @@ from rlaif.datasets import load_prompts
 from rlaif.errors import TooManyFailures
 from rlaif.files import write_jsonl
 from rlaif.models.pool import ModelConfig
-from rlaif.progress import progress, say
+from rlaif.progress import progress
 from rlaif.sample import sample
 from rlaif.types import Record, Sampling
 from rlaif.workspace import Workspace
@@ -42,14 +42,16 @@ class SampleConfig(Record):
 
 
 async def run(config: SampleConfig, policy: ModelConfig, work: Workspace) -> None:
-    """Writes responses.jsonl. Raises TooManyFailures above `max_failed`."""
+    """Writes prompts.jsonl and responses.jsonl. Raises TooManyFailures above `max_failed`."""
     prompts = load_prompts(config.prompts, config.limit)
     async with work.stage("sample") as bill, work.pool.open(policy, "policy.model", bill) as client:
-        with progress("sampling", len(prompts), "prompts") as advance:
-            responses, failed = await sample(
+        calls = len(prompts) * math.ceil(config.k / min(config.k, client.model.max_n))
+        with progress("sampling", calls, "calls") as advance:
+            responses, failed, unusable = await sample(
                 prompts, config.k, config.sampling(work.seed), client, advance
             )
     asked = bill.calls_made + bill.calls_from_store + len(failed)
+    write_jsonl(work.prompts, prompts)
     write_jsonl(work.responses, responses)
     cut = sum(r.finish_reason == "length" for r in responses)
     work.save_part(
@@ -58,12 +60,10 @@ async def run(config: SampleConfig, policy: ModelConfig, work: Workspace) -> Non
             "policy": client.model.identity,
             "prompts": len(prompts),
             "responses": len(responses),
+            "unusable": unusable,
             "truncated_share": cut / len(responses) if responses else None,
         },
     )
-    if failed:
-        reasons = Counter(f"{e.reason}: {e}"[:160] for e in failed)
-        say(f"{len(failed)} of {asked} calls failed; the commonest: {reasons.most_common(1)[0][0]}")
     if len(failed) > config.max_failed * asked:
         raise TooManyFailures(
             f"{len(failed)} of {asked} calls to the policy failed, "

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from pydantic import Field
 
 from rlaif.evaluate.schema import DPOSection
 from rlaif.progress import say
-from rlaif.stages._training import Items, OnStep, ScoreRows, start_weights, train
+from rlaif.stages._training import OnStep, ScoreRows, start_weights, train
 from rlaif.train.settings import TrainSettings
 from rlaif.types import PreferenceGroup
 from rlaif.workspace import Workspace
@@ -43,11 +46,13 @@ async def run(config: DPOConfig, policy: str, work: Workspace) -> None:
             start.weights, groups, config, config.beta, work.seed, out, on_step, say
         )
 
-    def score(items: Items, on_step: OnStep) -> ScoreRows:
+    def score(groups: list[PreferenceGroup], on_step: OnStep) -> ScoreRows:
         from rlaif.train import api
 
-        trained = api.response_logprobs(str(out), items, config.max_length, on_step)
-        reference = api.response_logprobs(start.weights, items, config.max_length, on_step)
+        items = [(g.prompt, g.responses) for g in groups]
+        ended = [g.ended for g in groups]
+        trained = api.response_logprobs(str(out), items, config.max_length, on_step, ended)
+        reference = api.response_logprobs(start.weights, items, config.max_length, on_step, ended)
         return [
             [
                 None if p is None or q is None else config.beta * (p - q)
@@ -56,7 +61,8 @@ async def run(config: DPOConfig, policy: str, work: Workspace) -> None:
             for p_K, q_K in zip(trained, reference, strict=True)
         ]
 
+    def section(fields: Mapping[str, Any]) -> DPOSection:
+        return DPOSection.model_validate({**fields, "beta": config.beta})
+
     async with work.stage("train-dpo"):
-        fields = train("dpo", out, config, start, work, fit, score)
-    if fields is not None:
-        work.save_part("dpo", DPOSection.model_validate({**fields, "beta": config.beta}))
+        train("dpo", out, config, start, work, fit, score, section)

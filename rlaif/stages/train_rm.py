@@ -6,7 +6,7 @@ from pydantic import Field
 
 from rlaif.evaluate.schema import RewardModelSection
 from rlaif.progress import say
-from rlaif.stages._training import Items, OnStep, ScoreRows, start_weights, train
+from rlaif.stages._training import OnStep, ScoreRows, start_weights, train
 from rlaif.train.settings import TrainSettings
 from rlaif.types import PreferenceGroup
 from rlaif.workspace import Workspace
@@ -36,12 +36,20 @@ async def run(config: RewardModelConfig, policy: str, work: Workspace) -> None:
 
         return api.train_reward_model(start.weights, groups, config, work.seed, out, on_step, say)
 
-    def score(items: Items, on_step: OnStep) -> ScoreRows:
+    def score(groups: list[PreferenceGroup], on_step: OnStep) -> ScoreRows:
         from rlaif.train import api
 
+        items = [(g.prompt, g.responses) for g in groups]
         return api.score_reward(str(out), items, config.max_length, on_step)
 
     async with work.stage("train-rm"):
-        fields = train("reward_model", out, config, start, work, fit, score)
-    if fields is not None:
-        work.save_part("reward_model", RewardModelSection.model_validate(fields))
+        train(
+            "reward_model",
+            out,
+            config,
+            start,
+            work,
+            fit,
+            score,
+            RewardModelSection.model_validate,
+        )

@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import gc
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 import torch
 from transformers import PreTrainedTokenizerBase, TrainingArguments, set_seed
 
 from rlaif.train.collate import Batch
-from rlaif.train.groups import EncodedGroup, EncodedGroups, encode, encode_groups, encode_sample
+from rlaif.train.groups import (
+    EncodedGroup,
+    EncodedGroups,
+    encode,
+    encode_groups,
+    encode_sample,
+    fitting,
+)
 from rlaif.train.loading import device, load_causal, load_reward, load_tokenizer, pad_id, quiet
 from rlaif.train.saving import check_target, written_whole
 from rlaif.train.scorers import (
@@ -32,6 +41,8 @@ from rlaif.types import PreferenceGroup, Prompt
 
 OnStep = Callable[[int, int, Mapping[str, float]], None]
 OnLog = Callable[[str], None]
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -46,13 +57,27 @@ class TrainResult:
     """From loading the base to the last step."""
     groups: int
     """Groups trained on: those that kept two responses and a comparison between them."""
-    comparisons: int
     dropped_responses: int
-    """Responses longer than `max_length`."""
-    packed: bool
-    """Whether a prompt and its responses went through the model as one sequence."""
+    """Responses longer than `max_length`, or without a token."""
 
 
+def _gives_memory_back(function: Callable[P, T]) -> Callable[P, T]:
+    """Frees the function's models, on the host and on the accelerator, when it ends."""
+
+    @functools.wraps(function)
+    def freeing(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return function(*args, **kwargs)
+        finally:
+            # Its frame is gone by now, but a trainer and its callbacks hold each other.
+            gc.collect()
+            if torch.accelerator.is_available():
+                torch.get_device_module(device()).empty_cache()
+
+    return freeing
+
+
+@_gives_memory_back
 def train_reward_model(
     base: str,
     groups: Sequence[PreferenceGroup],
@@ -73,7 +98,7 @@ def train_reward_model(
     check_target(out)
     set_seed(seed)
     tokenizer = load_tokenizer(base)
-    encoded = encode_groups(tokenizer, groups, settings.max_length)
+    encoded = encode_groups(tokenizer, groups, settings.max_length, as_drawn=False)
     scorer = RewardScorer(load_reward(base, pad_id(tokenizer), new_head=True))
     packed = _packs(scorer, encoded.groups, pad_id(tokenizer), on_log)
     result = _train(scorer, encoded, tokenizer, settings, seed, packed, on_step, began)
@@ -81,6 +106,7 @@ def train_reward_model(
     return result
 
 
+@_gives_memory_back
 def train_dpo(
     base: str,
     groups: Sequence[PreferenceGroup],
@@ -94,14 +120,15 @@ def train_dpo(
     """Trains a policy by DPO from `base`, which is also its reference, and writes it to `out`.
 
     The reference's log-probabilities are computed once, before the first step, by the weights that
-    training starts from: no second model is held. Otherwise as `train_reward_model`; `out` becomes
-    a plain `AutoModelForCausalLM` directory.
+    training starts from: no second model is held. A response that the token limit cut is trained
+    on without an end, because the policy drew none. Otherwise as `train_reward_model`; `out`
+    becomes a plain `AutoModelForCausalLM` directory.
     """
     began = time.monotonic()
     check_target(out)
     set_seed(seed)
     tokenizer = load_tokenizer(base)
-    encoded = encode_groups(tokenizer, groups, settings.max_length)
+    encoded = encode_groups(tokenizer, groups, settings.max_length, as_drawn=True)
     scorer = DPOScorer(load_causal(base), beta)
     packed = _packs(scorer, encoded.groups, pad_id(tokenizer), on_log)
     responses = sum(len(group.response_ids) for group in encoded.groups)
@@ -125,38 +152,53 @@ def train_dpo(
     return result
 
 
+@_gives_memory_back
 def score_reward(
     model_dir: str,
     items: Sequence[tuple[Prompt, Sequence[str]]],
     max_length: int,
     on_step: OnStep,
 ) -> list[list[float | None]]:
-    """The reward of each response to each prompt; None if it is longer than `max_length`.
+    """The reward of each response to each prompt; None if it is longer than `max_length`, which
+    counts the prompt.
 
     Raises SetupError if `model_dir` is no reward model.
     """
     tokenizer = load_tokenizer(model_dir)
     scorer = RewardScorer(load_reward(model_dir, pad_id(tokenizer), new_head=False))
-    encoded = [encode(tokenizer, prompt, responses) for prompt, responses in items]
+    encoded = [
+        encode(tokenizer, prompt, responses, (True,) * len(responses))
+        for prompt, responses in items
+    ]
     return _score_items(scorer, tokenizer, encoded, max_length, on_step)
 
 
+@_gives_memory_back
 def response_logprobs(
     model_dir: str,
     items: Sequence[tuple[Prompt, Sequence[str]]],
     max_length: int,
     on_step: OnStep,
+    ended: Sequence[Sequence[bool]] | None = None,
 ) -> list[list[float | None]]:
-    """log pi(response | prompt) in nats, summed over the response's tokens, its end included.
+    """log pi(response | prompt) in nats, summed over the response's tokens, its end included where
+    it `ended` (one flag a response; None: all did).
 
-    None if it is longer than `max_length`. Raises SetupError if `model_dir` is no causal model.
+    None if it is longer than `max_length` with its prompt, or has no token. Raises SetupError if
+    `model_dir` is no causal model.
     """
     tokenizer = load_tokenizer(model_dir)
     score = functools.partial(response_log_probs, load_causal(model_dir))
-    encoded = [encode(tokenizer, prompt, responses) for prompt, responses in items]
+    if ended is None:
+        ended = [(True,) * len(responses) for _, responses in items]
+    encoded = [
+        encode(tokenizer, prompt, responses, ended_K)
+        for (prompt, responses), ended_K in zip(items, ended, strict=True)
+    ]
     return _score_items(score, tokenizer, encoded, max_length, on_step)
 
 
+@_gives_memory_back
 def sampled_logprobs(
     model_dir: str,
     samples: Sequence[tuple[Prompt, str, bool]],
@@ -166,19 +208,13 @@ def sampled_logprobs(
     """log pi(sample | prompt) in nats, over the tokens that a policy draws: those of the text, and
     the end token where the flag says that the sample ended by itself.
 
-    `response_logprobs` is not that: it also counts the end of a sample that a limit cut, and what
-    the chat template adds behind an end. None for a sample without a token or longer than
-    `max_length`.
+    `response_logprobs` is not that: it also counts what the chat template adds behind an end.
+    None for a sample without a token or longer than `max_length`.
     """
     tokenizer = load_tokenizer(model_dir)
     score = functools.partial(response_log_probs, load_causal(model_dir))
     encoded = [encode_sample(tokenizer, prompt, text, ended) for prompt, text, ended in samples]
-    drawn = [i for i, (_, (ids,)) in enumerate(encoded) if ids]
-    scores = _score_items(score, tokenizer, [encoded[i] for i in drawn], max_length, on_step)
-    found: list[float | None] = [None] * len(samples)
-    for i, (value,) in zip(drawn, scores, strict=True):
-        found[i] = value
-    return found
+    return [value for (value,) in _score_items(score, tokenizer, encoded, max_length, on_step)]
 
 
 def _train(
@@ -210,9 +246,7 @@ def _train(
         accuracies=trainer.accuracies,
         seconds=time.monotonic() - began,
         groups=len(encoded.groups),
-        comparisons=sum(len(group.comparisons) for group in encoded.groups),
         dropped_responses=encoded.dropped_responses,
-        packed=packed,
     )
 
 
@@ -249,8 +283,10 @@ def _packs(
     """Whether packing leaves the scores as they are; says so if it does not."""
     try:
         error = packing_error(score, groups, pad_token_id, device())
-    except (TypeError, ValueError, NotImplementedError) as e:
-        cause = str(e).strip().splitlines()[0]
+    except torch.OutOfMemoryError:
+        raise
+    except (TypeError, ValueError, RuntimeError, IndexError) as e:
+        cause = (str(e).strip() or type(e).__name__).splitlines()[0]
         on_log(f"this model takes no packed groups ({cause}); training one response a row")
         return False
     if error <= PACKING_TOLERANCE:
@@ -274,7 +310,8 @@ def _score_items(
     places: list[tuple[int, list[int]]] = []
     for item, (prompt_ids, response_ids) in enumerate(encoded):
         results.append([None] * len(response_ids))
-        fits = [k for k, ids in enumerate(response_ids) if len(prompt_ids) + len(ids) <= max_length]
+        flags = fitting(prompt_ids, response_ids, max_length)
+        fits = [k for k, fit in enumerate(flags) if fit]
         if fits:
             kept = [response_ids[k] for k in fits]
             groups.append(EncodedGroup(prompt_ids, kept, (), (0.0,) * len(kept)))

@@ -40,16 +40,20 @@ class EncodedGroups:
 
     groups: list[EncodedGroup]
     dropped_responses: int
-    """Responses of more than `max_length` tokens with their prompt."""
+    """Responses of more than `max_length` tokens with their prompt, or of none."""
 
 
 def encode(
-    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, responses: Sequence[str]
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Prompt,
+    responses: Sequence[str],
+    ended: Sequence[bool],
 ) -> tuple[list[int], list[list[int]]]:
     """Token ids of the prompt and of each response, as TRL splits a conversational row.
 
     A response is what follows the prompt in the rendered conversation, its end-of-turn tokens
-    included. Where a response's first characters merge with the prompt's last token, the prompt
+    included; one that has not `ended` is its text right behind the opened turn, with no end that
+    nobody drew. Where a response's first characters merge with the prompt's last token, the prompt
     ends before that token for all K responses; the token sequences are never changed. Raises
     SetupError if the chat template renders the prompt differently when an answer follows.
     """
@@ -57,7 +61,9 @@ def encode(
     opening = _render(tokenizer, messages, answered=False)
     texts = [
         _render(tokenizer, [*messages, {"role": "assistant", "content": text}], answered=True)
-        for text in responses
+        if whole
+        else opening + text
+        for text, whole in zip(responses, ended, strict=True)
     ]
     if not all(text.startswith(opening) for text in texts):
         raise SetupError(
@@ -85,17 +91,24 @@ def encode_sample(
 
 
 def encode_groups(
-    tokenizer: PreTrainedTokenizerBase, groups: Iterable[PreferenceGroup], max_length: int
+    tokenizer: PreTrainedTokenizerBase,
+    groups: Iterable[PreferenceGroup],
+    max_length: int,
+    *,
+    as_drawn: bool,
 ) -> EncodedGroups:
     """Encodes groups; a response that is too long is dropped with its comparisons, never cut.
 
-    A group with fewer than two responses or no comparison left is dropped. Raises SetupError if
-    none remains, or as `encode` does.
+    `as_drawn` leaves the end-of-turn off the responses that a token limit cut: a policy must not
+    learn to end there. Without it every response is a whole conversation, which is what a reward
+    model is asked about. A group with fewer than two responses or no comparison left is dropped.
+    Raises SetupError if none remains, or as `encode` does.
     """
     encoded, dropped = [], 0
     for group in groups:
-        prompt_ids, response_ids = encode(tokenizer, group.prompt, group.responses)
-        fits = [len(prompt_ids) + len(ids) <= max_length for ids in response_ids]
+        ended = group.ended if as_drawn else (True,) * len(group.responses)
+        prompt_ids, response_ids = encode(tokenizer, group.prompt, group.responses, ended)
+        fits = fitting(prompt_ids, response_ids, max_length)
         dropped += fits.count(False)
         place = {k: sum(fits[:k]) for k, fit in enumerate(fits) if fit}
         comparisons = tuple(
@@ -108,13 +121,19 @@ def encode_groups(
             encoded.append(EncodedGroup(prompt_ids, kept, comparisons, (0.0,) * len(kept)))
     if not encoded:
         raise SetupError(
-            f"no group is left to train on: {dropped} responses are longer than {max_length} tokens"
+            f"no group is left to train on: {dropped} responses are empty or longer than "
+            f"{max_length} tokens"
             if dropped
             else "there is no group to train on",
             field="max_length" if dropped else "",
             fix="raise max_length" if dropped else "label some comparisons first",
         )
     return EncodedGroups(encoded, dropped)
+
+
+def fitting(prompt_ids: list[int], response_ids: list[list[int]], max_length: int) -> list[bool]:
+    """Which of the K responses have a token and, with their prompt, no more than `max_length`."""
+    return [bool(ids) and len(prompt_ids) + len(ids) <= max_length for ids in response_ids]
 
 
 def _render(

@@ -12,9 +12,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from rlaif.errors import SetupError
-
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
-_NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
+from rlaif.files import disk_errors
 
 
 def check_target(out: Path) -> None:
@@ -41,7 +39,7 @@ def written_whole(out: Path) -> Iterator[Path]:
     or `out` is somebody else's (see `check_target`).
     """
     check_target(out)
-    with _disk_errors(out):
+    with disk_errors(out), _full_disk_as_os_error():
         out.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
         try:
@@ -56,24 +54,11 @@ def written_whole(out: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _disk_errors(out: Path) -> Iterator[None]:
+def _full_disk_as_os_error() -> Iterator[None]:
+    """safetensors has an error of its own for a full disk, and no number in it."""
     try:
         yield
-    except OSError as e:
-        if e.errno in _NO_SPACE:
-            raise _full(out) from e
-        if e.errno in _NOT_ALLOWED:
-            raise SetupError(
-                f"cannot be written: {e.strerror}", file=out, fix="name another directory"
-            ) from e
-        raise
     except SafetensorError as e:
-        if "No space left" in str(e):
-            raise _full(out) from e
-        raise
-
-
-def _full(out: Path) -> SetupError:
-    return SetupError(
-        "no disk space left", file=out, fix="free some space and run the same command again"
-    )
+        if "No space left" not in str(e):
+            raise
+        raise OSError(errno.ENOSPC, str(e)) from e
