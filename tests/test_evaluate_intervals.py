@@ -30,14 +30,25 @@ def test_wilson_is_right_for_numbers_worked_by_hand() -> None:
     assert high == pytest.approx(0.943317, abs=1e-5)
 
 
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 500), st.floats(0.0, 1.0), st.sampled_from([0.8, 0.95, 0.99]))
+def test_wilson_agrees_with_scipy(n: int, part: float, confidence: float) -> None:
+    successes = round(part * n)
+    theirs = stats.binomtest(successes, n).proportion_ci(confidence, method="wilson")
+    ours = ends(binomial(successes, n, confidence))
+    assert ours == pytest.approx((theirs.low, theirs.high), abs=1e-12)
+
+
 def test_wilson_stays_inside_zero_and_one() -> None:
     assert ends(binomial(0, 5))[0] == 0.0
     assert ends(binomial(5, 5))[1] == 1.0
 
 
-def test_a_share_of_no_trials_is_refused() -> None:
+def test_a_share_of_no_trials_or_of_more_successes_than_trials_is_refused() -> None:
     with pytest.raises(ValueError, match="no trials"):
         binomial(0, 0)
+    with pytest.raises(ValueError, match="3 successes in 2 trials"):
+        binomial(3, 2)
 
 
 def test_the_mean_weighs_a_cluster_by_its_size() -> None:
@@ -98,6 +109,8 @@ def test_ties_alone_are_not_reported_as_certain() -> None:
     interval = clustered_share([0.5] * 40, [*range(20)] * 2, seed=0)
     assert interval.value == 0.5
     assert ends(interval) == ends(binomial(10, 20))
+    low, high = ends(clustered_share([0.5] * 11, range(11), seed=0))
+    assert low + high == pytest.approx(1.0)
     thirds = clustered_share([1.0, 0.0, 0.0] * 30, [c for c in range(30) for _ in range(3)], 0)
     assert ends(thirds) == ends(binomial(10, 30))
 

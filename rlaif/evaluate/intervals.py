@@ -6,7 +6,9 @@ never the pair.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from statistics import NormalDist
 from typing import Self
 
 import numpy as np
@@ -105,7 +107,7 @@ def clustered_share(
 
     Where all clusters have the same mean (all hits, all misses, all ties) every resample is the
     same and the bootstrap would claim certainty; the ends are then Wilson's with one trial a
-    cluster, the hits rounded to whole clusters. Raises ValueError also for values outside [0, 1].
+    cluster, of which the share may be a fraction. Raises ValueError also for values outside [0, 1].
     """
     values_N = np.asarray(values_N, dtype=np.float64)
     if ((values_N < 0.0) | (values_N > 1.0)).any():
@@ -113,8 +115,8 @@ def clustered_share(
     mean = clustered_mean(values_N, clusters_N, seed, confidence)
     if mean.low is None or mean.high is None or mean.high - mean.low > ROUNDING:
         return mean
-    wilson = binomial(round(mean.value * mean.clusters), mean.clusters, confidence)
-    return mean.model_copy(update={"low": wilson.low, "high": wilson.high})
+    low, high = _wilson(mean.value, mean.clusters, confidence)
+    return mean.model_copy(update={"low": low, "high": high})
 
 
 def binomial(successes: int, n: int, confidence: float = 0.95) -> Interval:
@@ -124,17 +126,21 @@ def binomial(successes: int, n: int, confidence: float = 0.95) -> Interval:
     """
     if n < 1:
         raise ValueError("a share of no trials is not a figure")
-    from scipy.stats import binomtest  # half a second; the schema that imports this file is light
+    if not 0 <= successes <= n:
+        raise ValueError(f"{successes} successes in {n} trials")
+    low, high = _wilson(successes / n, n, confidence)
+    return Interval(value=successes / n, low=low, high=high, n=n, clusters=n, confidence=confidence)
 
-    ends = binomtest(successes, n).proportion_ci(confidence_level=confidence, method="wilson")
-    return Interval(
-        value=successes / n,
-        low=float(ends.low),
-        high=float(ends.high),
-        n=n,
-        clusters=n,
-        confidence=confidence,
-    )
+
+def _wilson(share: float, n: int, confidence: float) -> tuple[float, float]:
+    z = NormalDist().inv_cdf((1.0 + confidence) / 2.0)
+    middle = share + z * z / (2 * n)
+    half = z * math.sqrt(share * (1.0 - share) / n + z * z / (4 * n * n))
+    scale = 1.0 + z * z / n
+    # Exactly 0 and 1 at the edges, where rounding would leave a trace.
+    low = 0.0 if share == 0.0 else (middle - half) / scale
+    high = 1.0 if share == 1.0 else (middle + half) / scale
+    return low, high
 
 
 def excludes(interval: Interval, x: float) -> bool:
