@@ -322,3 +322,18 @@ def test_answers_without_text_or_filtered_are_counted_and_never_compared(tmp_pat
     found = asyncio.run(sampled())
     assert found.unusable == {"finish_reason content_filter": 3, "no text": 3}
     assert {r.id.split("/")[1] for r in found.responses} == {"2", "3"}
+
+
+def test_ctrl_c_ends_a_training_at_once_and_says_how_to_go_on(tmp_path: Path) -> None:
+    program = [sys.executable, "-m", "rlaif", "run", "smoke", "reward_model.epochs=5000"]
+    process = subprocess.Popen(
+        [*program, "--out", str(tmp_path)], stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "reward_model training" in line:
+            break
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert said.strip().splitlines()[-1].startswith("rlaif: stopped; every answer so far is stored")
