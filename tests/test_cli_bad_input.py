@@ -282,6 +282,8 @@ def test_a_real_process_that_is_interrupted_ends_with_130(tmp_path: Path) -> Non
             text=True,
             cwd=tmp_path,
             env={**os.environ, "PYTHONPATH": str(ROOT)},
+            # Whoever runs the tests in the background has SIGINT ignored; children inherit that.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         ) as running:
             assert running.stderr is not None
             assert running.stderr.readline() == "sample …\n"

@@ -327,7 +327,11 @@ def test_answers_without_text_or_filtered_are_counted_and_never_compared(tmp_pat
 def test_ctrl_c_ends_a_training_at_once_and_says_how_to_go_on(tmp_path: Path) -> None:
     program = [sys.executable, "-m", "rlaif", "run", "smoke", "reward_model.epochs=5000"]
     process = subprocess.Popen(
-        [*program, "--out", str(tmp_path)], stderr=subprocess.PIPE, text=True
+        [*program, "--out", str(tmp_path)],
+        stderr=subprocess.PIPE,
+        text=True,
+        # Whoever runs the tests in the background has SIGINT ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stderr is not None
     for line in process.stderr:

@@ -117,6 +117,10 @@ def load_scores(work: Workspace, name: str) -> Scores:
 def interruptible() -> Iterator[None]:
     """Lets Ctrl-C end work that never awaits: the event loop's own handler would only cancel the
     task, which takes effect at the next await, hours later."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # A shell starts background work so: Ctrl-C there is meant for something else.
+        yield
+        return
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         yield
