@@ -13,13 +13,16 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import anthropic
 import httpx
 import openai
 import pytest
 
+from rlaif.callstore import CallStore, call_key
 from rlaif.models import embedded
+from rlaif.models.client import Answer, Bill
+from rlaif.models.pool import ModelConfig, ModelPool
 from rlaif.models.server import ServerConfig, VLLMServer
+from rlaif.types import ChatReply, ChatRequest, Message, Sampling
 
 pytestmark = pytest.mark.real
 
@@ -98,22 +101,34 @@ def test_it_answers_a_chat_with_the_first_tokens_log_probabilities(server: VLLMS
     assert first[0].logprob <= 0.0
 
 
-def test_the_anthropic_sdk_gets_an_answer_from_the_same_server(server: VLLMServer) -> None:
-    with anthropic.Anthropic(
-        base_url=server.base_url.removesuffix("/v1"),
-        auth_token=server.api_key,
-        max_retries=0,
-        timeout=120,
-    ) as client:
-        reply = client.messages.create(
-            model=server.name,
-            max_tokens=16,
-            messages=[{"role": "user", "content": QUESTION}],
-            extra_body={"temperature": 0.0},
-        )
-    text = "".join(block.text for block in reply.content if block.type == "text")
-    assert "Paris" in text
-    assert reply.usage.output_tokens > 0
+def test_our_anthropic_provider_is_answered_by_the_same_server(
+    server: VLLMServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ANTHROPIC_BASE_URL", server.base_url.removesuffix("/v1"))
+    monkeypatch.setenv("ANTHROPIC_AUTH_TOKEN", server.api_key)
+    monkeypatch.delenv("ANTHROPIC_API_KEY", raising=False)
+    config = ModelConfig(model=f"anthropic/{server.name}", attempts=1)
+
+    async def asked() -> Answer:
+        with CallStore(tmp_path / "calls.sqlite") as store:
+            async with ModelPool(store, tmp_path, {}).open(config, "model", Bill()) as client:
+                request = ChatRequest(
+                    model=client.model.identity,
+                    messages=(
+                        Message(role="system", content="You answer in one sentence."),
+                        Message(role="user", content=QUESTION),
+                    ),
+                    sampling=Sampling(max_tokens=16, temperature=0.0),
+                )
+                (answer,) = await client.ask_all([request], lambda done, note="": None)
+                assert store.get(call_key(request)) == answer
+                return answer
+
+    reply = asyncio.run(asked())
+    assert isinstance(reply, ChatReply)
+    assert "Paris" in reply.choices[0].text
+    assert reply.choices[0].first_token == ()
+    assert reply.completion_tokens > 0
 
 
 def test_sigkill_of_the_parent_leaves_no_vllm_process(weights: Path, tmp_path: Path) -> None:
