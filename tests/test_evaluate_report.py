@@ -152,7 +152,8 @@ def test_a_ledger_that_does_not_add_up_is_refused() -> None:
 
 
 def test_a_ledger_that_adds_up_is_taken() -> None:
-    LabelsSection(requested=12, a=4, b=4, tie=2, unscored={"rejected": 1, "no_label": 1})
+    taken = LabelsSection(requested=12, a=4, b=4, tie=2, unscored={"rejected": 1, "no_label": 1})
+    assert taken.requested == 12
 
 
 def test_an_unknown_field_is_refused() -> None:

@@ -174,7 +174,9 @@ def test_a_stopped_server_can_be_started_again(model: Path, stub: Path, said: li
         server = make(model, said, "serves")
         for _ in range(2):
             await server.start()
+            assert server.pids
             await server.stop()
+            assert not server.pids
 
     asyncio.run(scenario())
 

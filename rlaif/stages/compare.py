@@ -62,6 +62,12 @@ async def run(
             file=work.policy,
             fix="run `rlaif train-rm` and `rlaif train-dpo` first",
         )
+    if work.part("reward_model") is None:
+        raise SetupError(
+            "the reward model is not trained on the present groups",
+            file=work.reward_model,
+            fix="run `rlaif train-rm` first",
+        )
     groups = read_jsonl(work.groups, PreferenceGroup)
     # Read before anything is asked, so that a missing stage is found at no cost.
     reward_scores, dpo_scores = load_scores(work, "reward_model"), load_scores(work, "dpo")
