@@ -16,8 +16,10 @@ BROKEN := torchvision torchaudio torchcodec
 demo: $(VENV)/installed
 	$(BIN)/rlaif run demo
 
+# Side by side, a file to a process, what needs one core; one after the other what needs a server.
 test: $(VENV)/installed lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not real" -n auto --dist loadfile
+	$(BIN)/python -m pytest -m real
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from rlaif.errors import SetupError
 from rlaif.files import canonical
-from rlaif.yamlfile import YamlFile, field_names, is_section, validate
+from rlaif.yamlfile import YamlFile, field_names, is_section, section_of, validate
 
 M = TypeVar("M", bound=BaseModel)
 COMMAND_LINE = "command line"
@@ -96,12 +96,23 @@ def differences(one: Any, other: Any, at: str = "") -> Iterator[str]:
         yield f"{at}: {one!r} there, {other!r} now"
 
 
-def describe(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str, str]]:
-    """(dotted name, default, documentation) of every field, sections opened."""
+def describe(
+    model: type[BaseModel], prefix: str = "", around: type[BaseModel] | None = None
+) -> Iterator[tuple[str, str, str]]:
+    """(dotted name, default, documentation) of every field, sections opened.
+
+    A section that may be left out, or be there several times, stands by itself before its fields;
+    those of them that the section `around` it has as well are not said again.
+    """
     for name, field in model.model_fields.items():
-        annotation = field.annotation
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            yield from describe(annotation, f"{prefix}{name}.")
+        if around is not None and name in around.model_fields:
+            continue
+        section = section_of(model, name)
+        always_there = section is field.annotation
+        if section is not None and always_there:
+            yield from describe(section, f"{prefix}{name}.")
             continue
         default = "required" if field.is_required() else repr(field.default)
         yield f"{prefix}{name}", default, " ".join((field.description or "").split())
+        if section is not None:
+            yield from describe(section, f"{prefix}{name}.", model)

@@ -15,7 +15,7 @@ from rlaif.yamlfile import dotted
 
 def load_prompts(name: str, limit: int | None = None) -> tuple[Prompt, ...]:
     """A JSONL prompt set: each row has `prompt` (text, or a list of chat messages), and may have
-    `id` and `tags`.
+    `id`, `tags` and `metadata` (names and plain values).
 
     Without an id a row is named by a hash of its conversation. `limit` keeps the first rows.
     Raises SetupError that names the row for JSON that is broken, an empty prompt, an unknown
@@ -75,9 +75,11 @@ def load_prompts(name: str, limit: int | None = None) -> tuple[Prompt, ...]:
 def _prompt(row: Any) -> Prompt:
     if not isinstance(row, dict):
         raise ValueError(f"a row must be a JSON object, found {type(row).__name__}")
-    unknown = set(row) - {"id", "prompt", "tags"}
+    unknown = set(row) - {"id", "prompt", "tags", "metadata"}
     if unknown:
-        raise ValueError(f"unknown field {sorted(unknown)[0]!r}; a row has prompt, id, tags")
+        raise ValueError(
+            f"unknown field {sorted(unknown)[0]!r}; a row has prompt, id, tags, metadata"
+        )
     if "prompt" not in row:
         raise ValueError("the row has no field 'prompt'")
     content = row["prompt"]
@@ -90,5 +92,10 @@ def _prompt(row: Any) -> Prompt:
         raise ValueError("the id is empty")
     identity = row.get("id", "p-" + digest(messages)[:12])
     return Prompt.model_validate(
-        {"id": identity, "messages": messages, "tags": row.get("tags", [])}
+        {
+            "id": identity,
+            "messages": messages,
+            "tags": row.get("tags", []),
+            "metadata": row.get("metadata", {}),
+        }
     )

@@ -8,7 +8,9 @@ RlaifError
 │   └── CallTransient       asking again may help (timeout, 5xx, cut connection)
 │       └── CallRateLimited the provider asks us to wait
 ├── TooManyFailures         more calls failed than the config allows: exit code 3
-└── JudgeFallsShort         the judge does not pass the gate that the config sets: exit code 3
+├── JudgeFallsShort         the judge does not pass the gate that the config sets: exit code 3
+├── ConstitutionFails       a constitution's own tests or its lint: exit code 1
+└── TrainingDiverged        a loss or a weight is no longer a finite number: exit code 1
 """
 
 from __future__ import annotations
@@ -93,6 +95,10 @@ class JudgeFallsShort(RlaifError):
     """The judge does not show on gold pairs what `judge.gate` demands; nothing was labelled."""
 
     exit_code = 3
+
+
+class ConstitutionFails(RlaifError):
+    """A constitution does not lint, or a judge does not pass its tests; said before this."""
 
 
 class TrainingDiverged(RlaifError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import errno
 import hashlib
 import json
@@ -57,12 +58,12 @@ def find(kind: Kind, name: str, suffix: str) -> Path:
         with contextlib.suppress(OSError, RuntimeError):
             if (path := candidate.expanduser()).is_file():
                 return path
-    known = ", ".join(
-        p.name.removesuffix(suffix) for p in sorted(packaged(kind).glob("[!_]*" + suffix))
-    )
+    known = [p.name.removesuffix(suffix) for p in sorted(packaged(kind).glob("[!_]*" + suffix))]
+    near = difflib.get_close_matches(name, known, n=1)
     raise SetupError(
         f"{name!r} is neither a file nor one of ours",
-        fix=f"give a path, or one of: {known}",
+        fix=(f"did you mean {near[0]!r}? " if near else "")
+        + f"give a path, or one of: {', '.join(known)}",
         field=kind,
     )
 
@@ -110,6 +111,18 @@ def disk_errors(path: Path) -> Iterator[None]:
 def write_text(path: Path, text: str) -> None:
     """Writes the whole file or leaves the old one: a kill never leaves half."""
     write_bytes(path, text.encode())
+
+
+def write_new(path: Path, text: str) -> None:
+    """As `write_text`, for a file that is the user's: one that is there is never replaced."""
+    absent(path)
+    write_text(path, text)
+
+
+def absent(path: Path) -> None:
+    """Raises SetupError where there is such a file."""
+    if path.exists():
+        raise SetupError("is there already", file=path, fix="choose another name, or move it away")
 
 
 def write_bytes(path: Path, data: bytes) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import shutil
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -103,6 +104,7 @@ def _target(comparison: Comparison, soft: bool) -> float:
     return 1.0 if comparison.outcome == "A" else 0.0
 
 
+SPLITS: tuple[Split, ...] = ("train", "test")
 MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 SCHEMA = pa.schema(
     [
@@ -185,11 +187,43 @@ def _assistant(response: Response) -> list[dict[str, str]]:
     return [Message(role="assistant", content=response.text).model_dump()]
 
 
-def write_parquet(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Rows in the columns of `SCHEMA`; the same rows give the same bytes."""
+def write_parquet(
+    path: Path, rows: Sequence[Mapping[str, Any]], schema: pa.Schema = SCHEMA
+) -> None:
+    """Rows in the columns of `schema`; the same rows give the same bytes."""
     buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(list(rows), schema=SCHEMA), buffer, compression="zstd")
+    pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), buffer, compression="zstd")
     write_bytes(path, buffer.getvalue())
+
+
+def write_dataset(
+    folder: Path,
+    rows: Sequence[Mapping[str, Any]],
+    splits: Mapping[str, Split],
+    schema: pa.Schema = SCHEMA,
+) -> dict[Split, int]:
+    """Writes the rows of each split, which is that of their `prompt_id`, into a folder that
+    `datasets` reads; returns how many each has."""
+    # A split of an earlier config would be read as part of this dataset.
+    shutil.rmtree(folder / "data", ignore_errors=True)
+    counts: dict[Split, int] = {}
+    for split in SPLITS:
+        part = [row for row in rows if splits[row["prompt_id"]] == split]
+        counts[split] = len(part)
+        if part:
+            write_parquet(folder / "data" / f"{split}-00000-of-00001.parquet", part, schema)
+    return counts
+
+
+def card_head(splits: Mapping[Split, int], *tags: str) -> str:
+    """The YAML head of a dataset folder's README.md: tells `datasets` where the splits are."""
+    files = "".join(
+        f"      - split: {split}\n        path: data/{split}-*.parquet\n"
+        for split, rows in splits.items()
+        if rows
+    )
+    configs = f"configs:\n  - config_name: default\n    data_files:\n{files}"
+    return f"---\n{configs}tags:\n" + "".join(f"  - {tag}\n" for tag in tags) + "---\n"
 
 
 def dataset_card(
@@ -202,23 +236,11 @@ def dataset_card(
     unscored: Mapping[str, int],
     certificate: str,
 ) -> str:
-    """The README.md of the dataset folder: its YAML head tells `datasets` where the splits are."""
-    files = "".join(
-        f"      - split: {split}\n        path: data/{split}-*.parquet\n"
-        for split, rows in splits.items()
-        if rows
-    )
+    """The README.md of the dataset folder."""
     lost = ", ".join(f"{reason} {n}" for reason, n in unscored.items()) or "none"
     counts = ", ".join(f"{n} {split}" for split, n in splits.items())
-    return f"""---
-configs:
-  - config_name: default
-    data_files:
-{files}tags:
-  - preference
-  - rlaif
----
-# Preferences under the constitution `{labeler.constitution_id}`
+    head = card_head(splits, "preference", "rlaif")
+    return f"""{head}# Preferences under the constitution `{labeler.constitution_id}`
 
 {sum(splits.values())} pairs ({counts}; split by prompt). Every label was given by the judge named
 below; ties and unscored comparisons are not in here.

@@ -7,23 +7,26 @@ import contextlib
 import importlib.metadata
 import os
 import platform
-import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Self, TypeVar
 
 import yaml
+from pydantic import model_validator
 
 from rlaif.config import differences, dump_config, from_overrides, load_config
-from rlaif.constitution import facts, load_constitution
+from rlaif.constitution import facts, load_constitution, read_constitution
+from rlaif.constitution.file import slug
 from rlaif.datasets import load_prompts
 from rlaif.errors import JudgeFallsShort, RlaifError, SetupError
+from rlaif.evaluate import revisions
 from rlaif.evaluate.certificate_page import sweep_table
 from rlaif.evaluate.certificate_words import sentences
-from rlaif.evaluate.headline import find_warnings, headline
+from rlaif.evaluate.headline import find_warnings, headline, sft_sentences
 from rlaif.evaluate.report import write_report
-from rlaif.evaluate.schema import Report
+from rlaif.evaluate.revisions import RevisionsSection
+from rlaif.evaluate.schema import Report, SFTSection
 from rlaif.files import digest, find, full_disk, need_space, packaged, write_text
 from rlaif.judge.config import JudgeConfig
 from rlaif.judge.forms import Asked, Form
@@ -37,22 +40,43 @@ from rlaif.models.pool import (
     weights_identity,
 )
 from rlaif.progress import say
-from rlaif.stages import certify, compare, judge, pairs, sample, train_dpo, train_rm
+from rlaif.stages import (
+    ORDER,
+    certify,
+    compare,
+    judge,
+    pairs,
+    revise,
+    sample,
+    train_dpo,
+    train_rm,
+    train_sft,
+)
 from rlaif.stages.certify import CertifyConfig, read_certificate
 from rlaif.stages.compare import CompareConfig
 from rlaif.stages.pairs import PairsConfig
+from rlaif.stages.revise import ReviseConfig
 from rlaif.stages.sample import SampleConfig
 from rlaif.stages.train_dpo import DPOConfig
 from rlaif.stages.train_rm import RewardModelConfig
+from rlaif.stages.train_sft import SFTConfig
 from rlaif.train.settings import require_torch
 from rlaif.types import Record
 from rlaif.workspace import Workspace
 from rlaif.yamlfile import YamlFile
 
 # For calls and datasets; a stage that needs more says so itself.
-TRAINED = {"train-rm", "train-dpo", "compare"}
+TRAINED = {"train-sft", "train-rm", "train-dpo", "compare"}
 """Stages that need the training half."""
 NEEDED_MB = 50
+SFT = "run/sft"
+"""As a `base`: the policy that train-sft has made in the same run."""
+PARTS = ("revisions", "sft", "labels", "judge", "pairs", "reward_model", "dpo", "comparison")
+"""Parts of the report, as stages leave them."""
+OPTIONAL = {"revise": "revise", "train-sft": "sft"}
+"""Stages that a run has only where its config has their section."""
+PART_OF = {"revisions": "revise", "sft": "sft"}
+"""Their parts of the report, and the sections."""
 
 
 class RunConfig(Record):
@@ -66,6 +90,14 @@ class RunConfig(Record):
     """Seeds sampling, the split, training and the bootstrap."""
     policy: ModelConfig
     """The model that answers the prompts."""
+    revise: ReviseConfig | None = None
+    """Have the policy criticise and revise answers by the constitution (SL-CAI); none: do not."""
+    sft: SFTConfig | None = None
+    """Fine-tune the policy on the final revisions; none: do not."""
+    start: Literal["policy", "sft"] = "policy"
+    """Where preference learning starts. sft: the answers that are compared are sampled from what
+    train-sft made of the policy, and the reward model and DPO start from it where they name no
+    base; a base of `run/sft` names it as well."""
     sample: SampleConfig
     judge: JudgeConfig
     pairs: PairsConfig = PairsConfig()
@@ -73,13 +105,78 @@ class RunConfig(Record):
     dpo: DPOConfig = DPOConfig()
     compare: CompareConfig = CompareConfig()
 
+    @model_validator(mode="after")
+    def _sft_has_revisions(self) -> Self:
+        if self.sft is not None and self.revise is None:
+            raise ValueError("sft learns from revisions; add a revise section")
+        named = (self.start, self.reward_model.base, self.dpo.base)
+        if self.sft is None and ("sft" in named or SFT in named):
+            raise ValueError("the run starts from sft, and has no sft section; add one")
+        return self
+
+    def stages(self) -> tuple[str, ...]:
+        """The stages of a whole run."""
+        left_out = {s for s, section in OPTIONAL.items() if self.__dict__[section] is None}
+        return tuple(stage for stage in ORDER if stage not in left_out)
+
+    def after_sft(self, out: Path) -> Self:
+        """The config with the model that train-sft makes in `out` named by its folder."""
+        weights = (out / "sft").resolve()
+        served = "transformers" if self.compare.engine == "transformers" else "vllm"
+        changed: dict[str, Any] = {}
+        if self.start == "sft":
+            changed["policy"] = self.policy.model_copy(update={"model": f"{served}/{weights}"})
+        for section in ("reward_model", "dpo"):
+            base = self.__dict__[section].base
+            if base == SFT or (base is None and self.start == "sft"):
+                update = {"base": f"vllm/{weights}"}
+                changed[section] = self.__dict__[section].model_copy(update=update)
+        return self.model_copy(update=changed)
+
+    def from_sft(self) -> set[str]:
+        """The stages that use the model that train-sft makes."""
+        if self.start == "sft":
+            return {"sample", "train-rm", "train-dpo", "compare"}
+        bases = {"train-rm": self.reward_model.base, "train-dpo": self.dpo.base}
+        return {stage for stage, base in bases.items() if base == SFT}
+
 
 Run = Callable[[RunConfig, Workspace], Awaitable[None]]
+S = TypeVar("S")
+
+
+def _section(section: S | None, field: str) -> S:
+    """A section that the run's stage needs. Raises SetupError where the config has none."""
+    if section is None:
+        raise SetupError(
+            "the recipe has no such section", field=field, fix=f"add it, or write {field}={{}}"
+        )
+    return section
+
+
+async def _revise(config: RunConfig, work: Workspace) -> None:
+    section = _section(config.revise, "revise")
+    if section.judged:
+        # No label without the gate that the config sets.
+        await certify.run(config.judge, work)
+    await revise.run(
+        section,
+        config.policy,
+        config.judge,
+        load_prompts(config.sample.prompts, config.sample.limit),
+        config.sample.sampling(work.seed),
+        config.pairs.test_fraction,
+        work,
+    )
+
+
 STAGES: Mapping[str, Run] = {
+    "revise": _revise,
+    "train-sft": lambda c, w: train_sft.run(_section(c.sft, "sft"), c.policy.model, w),
     "sample": lambda c, w: sample.run(c.sample, c.policy, w),
     "certify": lambda c, w: certify.run(c.judge, w),
     "judge": lambda c, w: judge.run(c.judge, w),
-    "pairs": lambda c, w: pairs.run(c.pairs, w),
+    "pairs": lambda c, w: pairs.run(c.pairs, w, tuned=c.sft is not None),
     "train-rm": lambda c, w: train_rm.run(c.reward_model, c.policy.model, w),
     "train-dpo": lambda c, w: train_dpo.run(c.dpo, c.policy.model, w),
     "compare": lambda c, w: compare.run(
@@ -127,35 +224,42 @@ def load_run(
     return config, out or Path("outputs") / str(config.name)
 
 
-def execute(config: RunConfig, out: Path, stages: Sequence[str], *, reconfigure: bool) -> Path:
-    """Runs the stages in order and writes the report after each. Returns the report's path.
+def execute(config: RunConfig, out: Path, stages: Sequence[str], *, reconfigure: bool) -> list[str]:
+    """Runs the stages in order and writes the report after each. Returns what to tell.
 
     A stage whose inputs have not changed asks no model again: its calls are in the store. Raises
     RlaifError; what was done before stays.
     """
-    _check(config, stages)
+    _check(config, stages, out)
     need_space(out, NEEDED_MB)
     _claim(config, out, reconfigure)
     with full_disk(out):
-        asyncio.run(_execute(config, out, stages))
-    return out / "report.html"
+        return asyncio.run(_execute(config, out, stages))
 
 
-async def _execute(config: RunConfig, out: Path, stages: Sequence[str]) -> None:
+async def _execute(config: RunConfig, out: Path, stages: Sequence[str]) -> list[str]:
     work = Workspace(out, config.seed, {"transformers": _transformers})
+    after_sft = config.after_sft(out)
     try:
         for stage in stages:
-            if stage == "train-rm":
+            if stage in ("train-sft", "train-rm"):
                 # Training needs the memory that the servers hold.
                 await work.pool.close_servers()
+            if stage in config.from_sft() and work.part("sft") is None:
+                raise SetupError(
+                    "is not what the present revisions make",
+                    file=out / "sft",
+                    fix="run `rlaif train-sft` first",
+                )
             try:
-                await STAGES[stage](config, work)
+                await STAGES[stage](config if stage in OPTIONAL else after_sft, work)
             except RlaifError:
                 # What there is to report is reported; the stage's error is the one to show.
                 with contextlib.suppress(SetupError):
                     _report(config, work)
                 raise
             _report(config, work)
+        return _summary(config, work, stages)
     finally:
         await work.close()
 
@@ -168,27 +272,44 @@ def _transformers(model: ModelConfig, field: str) -> ChatModel:
     return TransformersModel(weights, f"transformers/{identity}")
 
 
-def _check(config: RunConfig, stages: Sequence[str]) -> None:
+def _check(config: RunConfig, stages: Sequence[str], out: Path) -> None:
     """Finds what is wrong before anything is asked or loaded."""
     policy = config.policy.model
     check_judges(config.judge)
-    load_prompts(config.sample.prompts, config.sample.limit)
+    prompts = load_prompts(config.sample.prompts, config.sample.limit)
+    read_constitution(config.judge.constitution).check_wordings(prompts)
     parse_model(policy, "policy.model")
+    for stage, field in OPTIONAL.items():
+        if stage in stages:
+            _section(config.__dict__[field], field)
+    if "revise" in stages and config.revise is not None:
+        revise.check(config.revise, config.policy, config.judge, prompts, config.seed)
     if TRAINED & set(stages):
         require_torch()
-    if "sample" in stages:
+    if {"sample", "revise"} & set(stages):
         check_model(policy, "policy.model")
     if {"certify", "judge", "compare"} & set(stages):
         for field, asked in config.judge.judges():
             check_model(asked.model, field)
     bases = {
+        "train-sft": ("sft", config.sft.base if config.sft else None),
         "train-rm": ("reward_model", config.reward_model.base),
         "train-dpo": ("dpo", config.dpo.base),
     }
     for stage, (section, base) in bases.items():
-        if stage in stages:
+        if stage not in stages:
+            continue
+        from_sft = base == SFT or (base is None and config.start == "sft" and section != "sft")
+        if not from_sft:
             model, field = (policy, "policy.model") if base is None else (base, f"{section}.base")
             check_weights(model, field)
+    tuned = out / "sft"
+    if config.from_sft() & set(stages) and "train-sft" not in stages and not tuned.is_dir():
+        raise SetupError(
+            "is where this starts from, and has not been made",
+            file=tuned,
+            fix="run `rlaif revise` and `rlaif train-sft` first",
+        )
 
 
 def check_judges(config: JudgeConfig) -> None:
@@ -220,11 +341,27 @@ def _claim(config: RunConfig, out: Path, reconfigure: bool) -> None:
     write_text(path, dump_config(config))
 
 
-def _report(config: RunConfig, work: Workspace) -> None:
-    """Writes report.json and report.html from the parts that there are."""
+def _summary(config: RunConfig, work: Workspace, stages: Sequence[str]) -> list[str]:
+    """The main sentences for the terminal, and where to look."""
+    revised, tuned = work.part("revisions"), work.part("sft")
+    if not set(stages) <= set(OPTIONAL):
+        report = _report(config, work)
+        told = [] if report is None else headline(report)
+        return [*told, f"report: {work.directory / 'report.html'}"]
+    told = []
+    if revised is not None:
+        told += revisions.sentences(section := RevisionsSection.model_validate(revised))
+        told += [f"warning: {warning}" for warning in revisions.warnings(section)]
+    if tuned is not None and "train-sft" in stages:
+        told += sft_sentences(SFTSection.model_validate(tuned))
+    return [*told, f"chains: {work.revisions / 'chains.html'}"]
+
+
+def _report(config: RunConfig, work: Workspace) -> Report | None:
+    """Writes report.json and report.html from the parts that there are; none before sampling."""
     sampled = work.part("sample")
     if sampled is None:
-        return
+        return None
     created = work.part("created") or {"at": datetime.now(UTC).isoformat(timespec="seconds")}
     work.save_part("created", created)
     labeler = work.part("labeler")
@@ -248,14 +385,17 @@ def _report(config: RunConfig, work: Workspace) -> None:
     # Without labels there is nothing that it might not fit.
     if certificate is not None and labeler.get("way") in (None, certificate["way"]):
         found["certificate"] = certificate
-    for name in ("labels", "judge", "pairs", "reward_model", "dpo", "comparison"):
-        found[name] = work.part(name)
+    for name in PARTS:
+        # What a stage made that the config no longer has is another run's.
+        left_out = name in PART_OF and config.__dict__[PART_OF[name]] is None
+        found[name] = None if left_out else work.part(name)
     report = Report.model_validate(found)
     if report.judge is not None and report.certificate is not None:
         certified = {"certified": report.certificate.certified}
         report = report.model_copy(update={"judge": report.judge.model_copy(update=certified)})
     report = report.model_copy(update={"warnings": find_warnings(report)})
     write_report(report, work.directory)
+    return report
 
 
 def environment() -> Mapping[str, str]:
@@ -300,8 +440,8 @@ def load_certify(
             fix="name gold sets: --gold FILE",
         )
     constitution, _ = load_constitution(config.judge.constitution)
-    name = re.sub(r"[^a-z0-9]+", "-", config.judge.model.casefold()).strip("-")
-    return config, out or Path("outputs") / "certify" / f"{constitution.id}-{name}"
+    name = f"{constitution.id}-{slug(config.judge.model)}"
+    return config, out or Path("outputs") / "certify" / name
 
 
 def _certified_judge(recipe: str | None, overrides: Sequence[str]) -> CertifyConfig:
@@ -354,8 +494,3 @@ async def _certify(config: CertifyConfig, out: Path, templates: Sequence[str] | 
 def _told(out: Path) -> list[str]:
     found = read_certificate(out / "certificate.json")
     return [*(f"warning: {warning}" for warning in found.warnings), *sentences(found)]
-
-
-def summary(out: Path) -> list[str]:
-    """The report's main sentences, for the terminal."""
-    return headline(Report.model_validate_json((out / "report.json").read_text(encoding="utf-8")))

@@ -20,12 +20,14 @@ from jinja2 import meta, nodes
 from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from pydantic import BaseModel
 
 from rlaif.errors import SetupError
 from rlaif.files import digest, find, packaged
 from rlaif.types import Message
 
 ROLES = ("system", "user", "assistant")
+_Other = nodes.Include | nodes.Extends | nodes.Import | nodes.FromImport
 # Tokens by which chat templates open and close turns. A tokenizer turns them into control tokens
 # even inside a user's text, so a response that spells one could end the judge's prompt.
 CONTROL = re.compile(
@@ -90,6 +92,16 @@ class _MessageBlock(Extension):
         return ""
 
 
+class _Environment(ImmutableSandboxedEnvironment):
+    """A sandbox in which a record is its fields and nothing more: pydantic's `parse_raw` would read
+    a pickle, and so run anything."""
+
+    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+        if isinstance(obj, BaseModel):
+            return attr in type(obj).model_fields
+        return super().is_safe_attribute(obj, attr, value)
+
+
 class Template:
     """A judge prompt, checked when loaded."""
 
@@ -105,7 +117,7 @@ class Template:
         self._folders = [Path("prompts"), packaged("prompts")]
         if self.path.parent != packaged("prompts"):
             self._folders.insert(0, self.path.parent)
-        self._environment = ImmutableSandboxedEnvironment(
+        self._environment = _Environment(
             loader=jinja2.FileSystemLoader(self._folders),
             undefined=jinja2.StrictUndefined,
             extensions=[_MessageBlock],
@@ -137,6 +149,8 @@ class Template:
             raise SetupError(f"not a valid template: {e.message}", file=path, line=e.lineno) from e
         except (OSError, UnicodeDecodeError) as e:
             raise SetupError(f"cannot be read: {e}", file=path) from e
+        except RecursionError as e:
+            raise SetupError("is nested too deeply", file=path, fix="take it apart") from e
         undeclared = meta.find_undeclared_variables(tree)
         for name in sorted(undeclared - known):
             line = min(n.lineno for n in tree.find_all(nodes.Name) if n.name == name)
@@ -146,18 +160,25 @@ class Template:
                 line=line,
                 fix=f"it may use: {', '.join(sorted(known))}",
             )
-        others: list[nodes.Include | nodes.Extends] = [*tree.find_all(nodes.Include)]
-        for included in [*others, *tree.find_all(nodes.Extends)]:
-            if isinstance(included.template, nodes.Const):
-                self._check(self._included(path, included), known)
+        for node in tree.find_all(nodes.Node):
+            if isinstance(node, _Other):
+                self._check(self._included(path, node), known)
 
-    def _included(self, path: Path, include: nodes.Include | nodes.Extends) -> Path:
-        assert isinstance(include.template, nodes.Const)
+    def _included(self, path: Path, include: _Other) -> Path:
+        name = include.template
+        if not (isinstance(name, nodes.Const) and isinstance(name.value, str)):
+            # What it would be read from is not known, and so is not in the digest.
+            raise SetupError(
+                "includes a file without naming it",
+                file=path,
+                line=include.lineno,
+                fix='write {% include "NAME.j2" %}',
+            )
         for folder in self._folders:
-            if (folder / include.template.value).is_file():
-                return folder / str(include.template.value)
+            if (folder / name.value).is_file():
+                return folder / name.value
         raise SetupError(
-            f"includes {include.template.value!r}, which is not there",
+            f"includes {name.value!r}, which is not there",
             file=path,
             line=include.lineno,
             fix="put the file beside the template",

@@ -8,7 +8,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+    StrictStr,
+    model_validator,
+)
 
 
 class Record(BaseModel):
@@ -17,6 +26,8 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
+Scalar = StrictBool | StrictInt | StrictFloat | StrictStr
+"""A plain value in a prompt's metadata. Strict: 1 stays a number and true a truth value."""
 Probability = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
 Role = Literal["system", "user", "assistant"]
 Split = Literal["train", "test"]
@@ -35,6 +46,8 @@ class Prompt(Record):
     id: str
     messages: tuple[Message, ...] = Field(min_length=1)
     tags: tuple[str, ...] = ()
+    metadata: Mapping[str, Scalar] = {}
+    """What else is known of it; principles may depend on it (`applies_when`)."""
 
     @model_validator(mode="after")
     def _ends_with_user(self) -> Self:
@@ -61,6 +74,29 @@ class Response(Record):
     def ended(self) -> bool:
         """Whether the answer ended by itself rather than at the token limit."""
         return self.finish_reason != "length"
+
+
+class Revision(Record):
+    """One round of critique and revision (Bai et al. 2022, section 3.1)."""
+
+    principle_id: str
+    critique: str
+    text: str
+    """The response rewritten."""
+    finish_reason: str
+    """Of the revision; `length` where the token limit cut it."""
+    calls: tuple[str, ...]
+    """Keys of the calls of critique and revision."""
+
+
+class RevisionChain(Record):
+    """A response and its revisions, each made of the one before."""
+
+    prompt_id: str
+    original: Response
+    revisions: tuple[Revision, ...]
+    reason: str = ""
+    """Why the chain ended before its last round; empty if it did not."""
 
 
 class Judgment(Record):

@@ -7,7 +7,7 @@ import hashlib
 import json
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -16,13 +16,16 @@ from pydantic import BaseModel
 
 from rlaif.callstore import CallStore
 from rlaif.errors import SetupError, StoreError
-from rlaif.files import canonical, digest, write_text
+from rlaif.files import canonical, digest, write_jsonl, write_text
 from rlaif.models.client import Bill
 from rlaif.models.pool import ModelPool, Provider
 from rlaif.progress import say
+from rlaif.types import Comparison
 
 STAMP = "stamp.json"
 LABELS = ("labels", "judge", "labeler")
+OF_LABELS = ("attribution.html", "attribution.json", "suggested.yaml", "constitution-diff.json")
+"""What `rlaif constitution report` and `diff` leave in the folder of a run."""
 
 
 class Workspace:
@@ -48,6 +51,8 @@ class Workspace:
         self.reward_model = directory / "reward_model"
         self.policy = directory / "dpo"
         self.compare = directory / "compare"
+        self.revisions = directory / "revisions"
+        self.chains = self.revisions / "chains.jsonl"
         # What each part of the report was made from, and the part that this was made with: a part
         # whose input has changed since tells of another run.
         self._inputs: dict[str, tuple[Path, str | None]] = {
@@ -56,6 +61,8 @@ class Workspace:
             "reward_model": (self.groups, "pairs"),
             "dpo": (self.groups, "pairs"),
             "comparison": (self.policy / STAMP, "dpo"),
+            "revisions": (self.chains, None),
+            "sft": (self.revisions / STAMP, None),
         }
 
     @asynccontextmanager
@@ -104,6 +111,14 @@ class Workspace:
     def drop_part(self, name: str) -> None:
         """Forgets a part of the report."""
         (self.directory / "parts" / f"{name}.json").unlink(missing_ok=True)
+
+    def save_comparisons(self, comparisons: Sequence[Comparison]) -> None:
+        """Writes the labels; what was told of others is taken away."""
+        before = self.comparisons.read_bytes() if self.comparisons.is_file() else b""
+        write_jsonl(self.comparisons, comparisons)
+        if self.comparisons.read_bytes() != before:
+            for name in OF_LABELS:
+                (self.directory / name).unlink(missing_ok=True)
 
     def is_made(self, made: Path, inputs: Any) -> bool:
         """Whether the folder `made` was finished from exactly these inputs."""

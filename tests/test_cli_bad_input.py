@@ -36,7 +36,11 @@ def test_a_missing_constitution(run_cli: Cli) -> None:
     line = run_cli("judge", "smoke", "judge.constitution=kindness").refused()
     assert line == (
         "constitutions: 'kindness' is neither a file nor one of ours "
-        "(give a path, or one of: concise, harmless, hhh)"
+        "(give a path, or one of: code-review, concise, harmless, hhh, human-rights, support)"
+    )
+    assert (
+        "(did you mean 'concise'? give a path"
+        in run_cli("judge", "smoke", "judge.constitution=consise").refused()
     )
     assert not Path("outputs").exists()
 
@@ -45,7 +49,7 @@ def test_a_missing_constitution(run_cli: Cli) -> None:
     ("text", "place"),
     [
         ("id: x\nversion: '1'\nprinciples: [\n", "mine.yaml:4: not valid YAML"),
-        ("id: x\nversion: '1'\nprinciples: []\n", "mine.yaml:1: description: is missing"),
+        ("id: x\nversion: '1'\nprinciples: []\n", "mine.yaml:1: has no principles"),
         (
             "id: x\nversion: '1'\ndescription: y\nprinciples:\n  - id: a\n    txt: b\n",
             "mine.yaml:6: principles[0].txt: no such field 'txt' (did you mean 'text'?)",
@@ -64,7 +68,9 @@ def test_a_malformed_constitution(run_cli: Cli, text: str, place: str) -> None:
 
 def test_a_missing_recipe(run_cli: Cli) -> None:
     line = run_cli("run", "dmeo").refused()
-    assert line.startswith("recipes: 'dmeo' is neither a file nor one of ours (give a path, or")
+    assert line.startswith(
+        "recipes: 'dmeo' is neither a file nor one of ours (did you mean 'demo'? give"
+    )
     assert "demo, planted, smoke" in line
 
 

@@ -174,5 +174,5 @@ def test_a_disk_that_fills_up_anywhere_else_is_one_line_too(
     def full(*arguments: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("rlaif.stages.pairs.write_parquet", full)
+    monkeypatch.setattr("rlaif.preferences.write_parquet", full)
     assert run_cli("pairs", "--out", "r").stopped().startswith("r: no disk space left")

@@ -5,16 +5,38 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from rlaif.constitution import json_schema
+from rlaif.constitution.lint import lint_path
 from rlaif.types import Message, Prompt
 
 ROOT = Path(__file__).parent.parent
-PRINCIPLES = {"hhh": 3, "harmless": 18, "concise": 2}
+SCHEMA = "constitution.schema.json"
+PRINCIPLES = {
+    "hhh": 3,
+    "harmless": 18,
+    "concise": 2,
+    "human-rights": 16,
+    "support": 9,
+    "code-review": 9,
+}
+OPTIONAL = {"tags", "applies_when", "examples"}
+# How many of a file's pair tests the longer response wins. Near a half, so that a judge that goes
+# by length passes no file.
+LONGER_WINS = {
+    "hhh": (7, 12),
+    "harmless": (10, 20),
+    "concise": (5, 10),
+    "human-rights": (9, 18),
+    "support": (5, 11),
+    "code-review": (6, 11),
+}
 WORDINGS = ("text", "comparison", "critique", "revision")
 ROWS = {"everyday": 320, "sensitive": 80, "smoke": 12}
 LENGTHS = {"short", "paragraph", "list"}
@@ -63,21 +85,38 @@ def rows(name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text[:-1].split("\n")]
 
 
+def cases(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The principle and the fields of each test."""
+    for principle in principles(name):
+        for case in principle["tests"]:
+            yield principle["id"], case
+    for case in constitution(name)["tests"]:
+        yield case["principle"], case
+
+
+def pairs(name: str) -> list[dict[str, Any]]:
+    return [case for _, case in cases(name) if "chosen" in case]
+
+
 def plain(text: str) -> str:
     """The words alone; symbols stay where they carry the meaning (7 // 2)."""
     return " ".join(re.sub(r"[.,;:?!\"'’]", " ", text.casefold()).split())
 
 
 def test_the_tests_name_every_file_that_ships() -> None:
-    assert {path.stem for path in (ROOT / "constitutions").iterdir()} == set(PRINCIPLES)
+    ours = {path.name for path in (ROOT / "constitutions").iterdir()}
+    assert ours == {f"{name}.yaml" for name in PRINCIPLES} | {SCHEMA}
     assert {path.stem for path in (ROOT / "prompts" / "sets").iterdir()} == set(ROWS)
 
 
 @pytest.mark.parametrize("name", PRINCIPLES)
 def test_a_constitution_says_at_its_top_what_it_is_for(name: str) -> None:
-    assert (ROOT / "constitutions" / f"{name}.yaml").read_text(encoding="utf-8").startswith("# ")
+    text = (ROOT / "constitutions" / f"{name}.yaml").read_text(encoding="utf-8")
+    first, second, *_ = text.split("\n")
+    assert re.match(r"# \w", first)
+    assert second == f"# yaml-language-server: $schema={SCHEMA}"
     loaded = constitution(name)
-    assert set(loaded) == {"id", "version", "description", "principles"}
+    assert set(loaded) == {"id", "version", "description", "principles", "tests"}
     assert loaded["id"] == name
     assert isinstance(loaded["version"], str)
     assert loaded["description"].strip()
@@ -93,7 +132,7 @@ def test_a_constitution_has_its_principles_each_with_its_own_id(name: str) -> No
 @pytest.mark.parametrize("name", PRINCIPLES)
 def test_no_principle_lacks_a_wording_or_a_weight(name: str) -> None:
     for principle in principles(name):
-        assert set(principle) == {"id", "weight", *WORDINGS}
+        assert set(principle) - OPTIONAL == {"id", "weight", "tests", *WORDINGS}
         assert isinstance(principle["weight"], float)
         assert principle["weight"] > 0
         for field in WORDINGS:
@@ -127,6 +166,103 @@ def test_critiques_and_revisions_speak_of_one_response_and_a_revision_keeps_the_
         assert "the response" in principle["critique"]
         assert principle["revision"].startswith("Rewrite the response ")
         assert "Keep " in principle["revision"]
+
+
+@pytest.mark.parametrize("name", PRINCIPLES)
+def test_lint_finds_nothing_in_our_own(name: str) -> None:
+    assert lint_path(str(ROOT / "constitutions" / f"{name}.yaml")) == []
+
+
+def test_the_schema_that_ships_is_that_of_the_code() -> None:
+    shipped = (ROOT / "constitutions" / SCHEMA).read_text(encoding="utf-8")
+    assert shipped == json.dumps(json_schema(), indent=2, ensure_ascii=False) + "\n"
+
+
+@pytest.mark.parametrize("name", PRINCIPLES)
+def test_each_principle_has_a_pair_and_a_single_response_among_its_tests(name: str) -> None:
+    for principle in principles(name):
+        kinds = Counter("chosen" in case for case in principle["tests"])
+        assert kinds[True] >= 1, principle["id"]
+        assert kinds[False] >= 1, principle["id"]
+
+
+@pytest.mark.parametrize("name", PRINCIPLES)
+def test_single_responses_follow_their_principle_about_as_often_as_not(name: str) -> None:
+    verdicts = Counter(case["complies"] for _, case in cases(name) if "complies" in case)
+    assert abs(verdicts[True] - verdicts[False]) <= 1
+
+
+@pytest.mark.parametrize("name", PRINCIPLES)
+def test_two_pairs_are_for_the_whole_constitution(name: str) -> None:
+    assert [("chosen" in c, p) for p, c in cases(name)][-2:] == [(True, "*")] * 2
+    assert Counter(principle for principle, _ in cases(name))["*"] == 2
+
+
+@pytest.mark.parametrize("name", PRINCIPLES)
+def test_length_does_not_give_the_winner_of_a_test_away(name: str) -> None:
+    lengths = [(len(pair["chosen"]), len(pair["rejected"])) for pair in pairs(name)]
+    assert all(chosen != rejected for chosen, rejected in lengths)
+    longer = sum(chosen > rejected for chosen, rejected in lengths)
+    assert (longer, len(lengths)) == LONGER_WINS[name]
+    assert 0.4 <= longer / len(lengths) <= 0.6
+
+
+def said(case: dict[str, Any]) -> list[str]:
+    return [case[side] for side in ("chosen", "rejected", "response") if side in case]
+
+
+def test_no_prompt_and_no_response_of_a_test_comes_twice() -> None:
+    every = [case for name in PRINCIPLES for _, case in cases(name)]
+    prompts = Counter(plain(case["prompt"]) for case in every)
+    assert [text for text, count in prompts.items() if count > 1] == []
+    responses = Counter(plain(text) for case in every for text in said(case))
+    assert [text for text, count in responses.items() if count > 1] == []
+
+
+def test_no_test_is_a_gold_pair_or_a_prompt_that_policies_are_sampled_on() -> None:
+    known = {
+        plain(json.loads(line)["prompt"])
+        for kind in ("gold", "sets")
+        for path in (ROOT / "prompts" / kind).glob("*.jsonl")
+        for line in path.read_text(encoding="utf-8").splitlines()
+    }
+    assert len(known) > 550
+    tested = {plain(case["prompt"]) for name in PRINCIPLES for _, case in cases(name)}
+    assert tested & known == set()
+
+
+def test_responses_of_tests_are_short_and_do_not_speak_to_the_judge() -> None:
+    for name in PRINCIPLES:
+        for principle, case in cases(name):
+            for text in said(case):
+                assert 8 <= len(text.split()) <= 60, (name, principle, text)
+                assert not re.search(r"\[\[|\bverdict\b|\bresponse [AB12]\b", text)
+
+
+def test_examples_show_no_test() -> None:
+    for name in PRINCIPLES:
+        shown = [e for p in principles(name) for e in p.get("examples", [])]
+        assert len(shown) == {"human-rights": 2, "support": 2, "code-review": 2}.get(name, 0)
+        texts = {plain(e[side]) for e in shown for side in ("prompt", "chosen", "rejected")}
+        tested = {plain(t) for _, case in cases(name) for t in (case["prompt"], *said(case))}
+        assert texts & tested == set()
+
+
+def test_some_of_our_principles_are_for_some_prompts_only_and_word_it_so() -> None:
+    listed = principles("support")
+    conditions = " ".join(p["applies_when"] for p in listed if "applies_when" in p)
+    assert "in tags" in conditions
+    assert "metadata.language" in conditions
+    for principle in listed:
+        if "metadata" in principle["comparison"]:
+            assert "metadata" in principle["applies_when"]
+
+
+def test_human_rights_name_their_articles_and_none_comes_twice() -> None:
+    tags = [tag for principle in principles("human-rights") for tag in principle["tags"]]
+    articles = [int(tag.removeprefix("article-")) for tag in tags]
+    # 15 (nationality), 17 (property), 27 (culture) and 28 (an order of the world) are not there.
+    assert sorted(articles) == sorted(set(range(1, 31)) - {15, 17, 27, 28})
 
 
 @pytest.mark.parametrize("name", ROWS)

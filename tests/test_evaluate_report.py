@@ -174,6 +174,8 @@ def test_a_loss_that_is_not_a_number_is_refused() -> None:
 def test_the_top_level_keys_are_the_ones_that_others_rely_on() -> None:
     assert set(json.loads(bare().model_dump_json())) == {
         "run",
+        "revisions",
+        "sft",
         "labels",
         "judge",
         "certificate",

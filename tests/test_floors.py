@@ -12,7 +12,7 @@ FLOORS = (
     ("files", "yamlfile"),
     ("constitution", "templates", "datasets", "gold", "callstore", "config"),
     ("models",),
-    ("sample", "judge", "preferences", "train"),
+    ("sample", "revise", "judge", "preferences", "train"),
     ("evaluate", "workspace"),
     ("stages",),
     ("recipe",),

@@ -33,6 +33,7 @@ EVERYTHING: dict[str, Any] = {
     "response": "Because of the air.",
     "response_a": PLAIN,
     "response_b": OTHER,
+    "critique": "It does not say why.",
     "critique_a": "It leaves nothing out.",
     "critique_b": "It gives up.",
     "rationale": "The first one explains it.",

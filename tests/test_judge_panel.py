@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from rlaif.errors import SetupError, TooManyFailures
 from rlaif.files import read_jsonl
+from rlaif.judge.cascade import doubt, split
 from rlaif.judge.config import CascadeConfig
-from rlaif.judge.panel import doubt
 from rlaif.recipe import execute, load_run
 from rlaif.types import Comparison, Judgment, Response
 
@@ -110,18 +110,6 @@ def test_a_positional_judge_hands_everything_to_the_strong_one(tmp_path: Path) -
 def test_what_makes_doubt(
     p: float | None, votes: dict[str, float], orders: tuple[float | None, float | None], why: str
 ) -> None:
-    comparison = Comparison(
-        id="c",
-        prompt_id="p",
-        first="1",
-        second="2",
-        judge="m",
-        outcome="unscored" if p is None else "A",
-        p_first=p,
-        votes=votes,
-        orders=2,
-        reason="empty" if p is None else "",
-    )
     said = [
         Judgment(
             comparison_id="c",
@@ -136,11 +124,11 @@ def test_what_makes_doubt(
         for i, q in enumerate(orders)
     ]
     cascade = CascadeConfig(model="fake/shorter")
-    assert doubt(comparison, said, cascade, 0.01) == why
+    assert doubt(p, votes, split(said), cascade, 0.01) == why
     others = tuple(trigger for trigger in cascade.when if trigger != why)
     if why:
         without = CascadeConfig.model_validate({"model": "fake/shorter", "when": others})
-        assert doubt(comparison, said, without, 0.01) == ""
+        assert doubt(p, votes, split(said), without, 0.01) == ""
 
 
 def test_one_principle_is_drawn_a_comparison_and_the_seed_decides(tmp_path: Path) -> None:

@@ -12,9 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from rlaif.constitution.lint import lint_path
+
 ROOT = Path(__file__).resolve().parent.parent
 # Run smaller by test_real_run.py, by hand, or by whoever runs this test (make test).
-ELSEWHERE = ("make demo", "make test", "rlaif run demo", "rlaif run planted")
+ELSEWHERE = ("make demo", "make test", "rlaif run demo", "rlaif run planted", "rlaif run cai")
 CI_SECONDS = 600
 
 
@@ -71,3 +73,13 @@ def test_every_recipe_and_constitution_is_named_in_the_readme() -> None:
         *(ROOT / "constitutions").glob("*.yaml"),
     ]:
         assert f"`{path.stem}`" in text, path.stem
+
+
+def test_the_constitution_in_the_readme_has_nothing_to_mend(tmp_path: Path) -> None:
+    text = (ROOT / "README.md").read_text("utf-8")
+    examples = re.findall(r"```yaml\n(id: .*?)```", text, re.DOTALL)
+    assert examples
+    for example in examples:
+        (tmp_path / "mine.yaml").write_text(example, encoding="utf-8")
+        found = lint_path(str(tmp_path / "mine.yaml"))
+        assert [str(f) for f in found if "no test shows" not in f.problem] == []

@@ -19,11 +19,13 @@ import openai
 import pytest
 
 from rlaif.callstore import CallStore, call_key
+from rlaif.judge.config import JudgeConfig
 from rlaif.judge.read import read_structured
 from rlaif.models import embedded
 from rlaif.models.client import Answer, Bill
 from rlaif.models.pool import ModelConfig, ModelPool
 from rlaif.models.server import ServerConfig, VLLMServer
+from rlaif.stages.constitution_test import run_constitution_test
 from rlaif.types import ChatReply, ChatRequest, Message, Sampling
 
 pytestmark = pytest.mark.real
@@ -156,6 +158,29 @@ def test_a_forced_tool_gives_a_verdict_on_the_menu_or_none(
     given = choice.text in ('{"verdict":"Paris"}', '{"verdict":"Rome"}')
     assert (verdict.p_first_label is not None) == given
     assert given or verdict.reason in ("truncated", "invalid_json", "unreadable", "off_the_menu")
+
+
+def test_a_constitutions_tests_run_on_a_real_judge(
+    server: VLLMServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RLAIF_HTTP_API_KEY", server.api_key)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
+    run = [
+        run_constitution_test(
+            "concise",
+            JudgeConfig(model=f"{server.base_url}#{server.name}", constitution="concise"),
+            tmp_path,
+        )
+        for _ in range(2)
+    ]
+    # Pairs in both orders, single responses once; a test of the whole asks both principles.
+    pairs, single, whole = 8, 4, 2
+    assert len(run[0].results) == pairs + single + whole
+    assert run[0].calls_made == 2 * pairs + single + 2 * 2 * whole
+    assert {r.outcome for r in run[0].results} <= {"pass", "fail", "unscored"}
+    assert all((r.p is None) == (r.outcome == "unscored") for r in run[0].results)
+    assert run[1].calls_made == 0
+    assert [r.outcome for r in run[1].results] == [r.outcome for r in run[0].results]
 
 
 def test_sigkill_of_the_parent_leaves_no_vllm_process(weights: Path, tmp_path: Path) -> None:

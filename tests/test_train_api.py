@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,17 +31,10 @@ from rlaif.train.settings import TrainSettings
 from rlaif.train.tiny import make_tiny
 from rlaif.types import Message, PreferenceGroup, Prompt, WeightedComparison
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SETTINGS = TrainSettings(learning_rate=3e-3, epochs=3, batch_groups=4)
 LONG = "a very long winded answer that goes on "
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Threads of a busy machine wait for each other longer than a tiny model computes."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

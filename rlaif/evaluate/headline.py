@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rlaif.evaluate import revisions
 from rlaif.evaluate.intervals import Interval, excludes
 from rlaif.evaluate.schema import (
     CertificateSection,
@@ -14,8 +15,9 @@ from rlaif.evaluate.schema import (
     PairsSection,
     Report,
     RewardModelSection,
+    SFTSection,
 )
-from rlaif.evaluate.wording import amount, counted, percent, reasons, share
+from rlaif.evaluate.wording import amount, counted, number, percent, reasons, share
 
 FEW_PROMPTS = 10
 """Under this many clusters a percentile bootstrap is too narrow to be believed."""
@@ -30,6 +32,8 @@ LOW_MASS = 0.50
 def headline(report: Report) -> list[str]:
     """The run in plain sentences, good news and bad; a part that is missing is said to be."""
     return [
+        *(revisions.sentences(report.revisions) if report.revisions else []),
+        *(sft_sentences(report.sft) if report.sft else []),
         *_labels(report.labels),
         *_certificate(report.certificate),
         *_judge(report.judge),
@@ -37,6 +41,23 @@ def headline(report: Report) -> list[str]:
         *_model("The reward model", "The reward model", report.reward_model),
         *_model("The DPO policy", "DPO's implicit reward", report.dpo),
         *_comparison(report.comparison, report.dpo),
+    ]
+
+
+def sft_sentences(section: SFTSection) -> list[str]:
+    """Fine-tuning in plain sentences."""
+    trained = f"The policy was fine-tuned on {counted(section.examples, 'revised answer')}"
+    before, after, change = (
+        section.held_out_before,
+        section.held_out_after,
+        section.held_out_change,
+    )
+    if before is None or after is None or change is None:
+        return [f"{trained}; none was held out."]
+    verdict = _against(change, 0.0, "zero", "", "no difference is shown")
+    return [
+        f"{trained}: those of held-out prompts cost {number(before.value)} nats a token before and "
+        f"{number(after.value)} after, a change of {amount(change)}; {verdict}."
     ]
 
 
@@ -68,6 +89,8 @@ def find_warnings(report: Report) -> tuple[str, ...]:
                 f"The labels offered to the judge held {percent(judge.label_mass_mean)} of its "
                 "probability on average: mostly it wanted to answer something else."
             )
+    if report.revisions is not None:
+        found += revisions.warnings(report.revisions)
     if labels is not None and labels.requested:
         lost = sum(labels.unscored.values())
         if lost / labels.requested > MANY_LOST:

@@ -13,7 +13,17 @@ from rlaif.files import write_text
 
 __all__ = ["draw_summary", "find_warnings", "headline", "render_html", "write_report"]
 
-STAGES = ("sample", "revise", "certify", "judge", "pairs", "train-rm", "train-dpo", "compare")
+STAGES = (
+    "revise",
+    "train-sft",
+    "sample",
+    "certify",
+    "judge",
+    "pairs",
+    "train-rm",
+    "train-dpo",
+    "compare",
+)
 """The order that stages are shown in; any other follows by name."""
 
 

@@ -13,6 +13,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from rlaif.evaluate.intervals import Interval
+from rlaif.evaluate.revisions import RevisionsSection
 from rlaif.types import Probability, Record
 
 Count = Annotated[int, Field(ge=0)]
@@ -187,6 +188,29 @@ class PairsSection(Record):
     """Share of pairs whose chosen response is the longer one; None without pairs."""
 
 
+class SFTSection(Record):
+    """Fine-tuning on revised answers, and what it does to revised answers that it has not seen."""
+
+    base: str
+    """Model that the training started from."""
+    steps: Count
+    seconds: Amount
+    losses: tuple[Finite, ...]
+    """Negative log-likelihood at each optimiser step, in nats a token."""
+    examples: Count
+    """Answers trained on."""
+    dropped_examples: Count
+    """Answers left out because they are over the length limit, or without a token."""
+    tokens: Count
+    """Tokens of the answers trained on, each counted once."""
+    held_out_before: Interval | None = None
+    """Nats a token of the held-out prompts' answers under the base; its exp is the perplexity."""
+    held_out_after: Interval | None = None
+    """The same under the trained policy."""
+    held_out_change: Interval | None = None
+    """After minus before, on the same tokens; below 0 the answers have become likelier."""
+
+
 class RewardModelSection(Record):
     """A training run and how it does on pairs that it has not seen."""
 
@@ -262,6 +286,8 @@ class Report(Record):
     """Everything that a run shows, ready to be written as JSON and HTML."""
 
     run: RunSection
+    revisions: RevisionsSection | None = None
+    sft: SFTSection | None = None
     labels: LabelsSection | None = None
     judge: JudgeSection | None = None
     certificate: CertificateSection | None = None

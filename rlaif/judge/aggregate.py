@@ -10,6 +10,8 @@ from rlaif.constitution import Principle
 from rlaif.types import Comparison, Judgment, Outcome, Prompt, Response
 
 PANEL = "panel"
+NONE_APPLIES = "no_principle_applies"
+"""Why a comparison is unscored for whose prompt no principle with weight is meant."""
 ROUNDING = 1e-9
 """A lean smaller than this comes from adding floats up: q and 1 - q may miss 0.5 by a hair."""
 
@@ -57,27 +59,23 @@ def compare(
     would have said may not be overruled by a lower one. Two identical texts tie, whatever a judge
     asked in one order makes of them.
     """
-    votes: dict[str, float] = {}
-    p_first: float | None = None
-    asked: list[Judgment] = []
-    for tier in tiers:
-        in_tier = [j for j in judgments if j.principle_id in {p.id for p in tier}]
-        asked += in_tier
-        given = votes_of(in_tier, orders)
-        votes |= given
-        weights = {p.id: p.weight for p in tier}
-        p_first = weighted(given, weights, rule.min_voting_weight)
-        if p_first is None or not is_level(p_first, rule.tie_margin):
-            break
+    votes = votes_of(judgments, orders)
+    p_first, reached = weigh(votes, [{p.id: p.weight for p in tier} for tier in tiers], rule)
+    weighed = {p.id for tier in tiers[:reached] for p in tier}
+    asked = [j for j in judgments if j.principle_id in weighed]
     return _comparison(
         pair,
         p_first,
         rule,
         judge=judge,
-        votes=votes,
+        votes={i: vote for i, vote in votes.items() if i in weighed},
         orders=orders,
-        reason="" if p_first is not None else commonest(j.reason for j in asked),
+        reason=_why_not(asked) if p_first is None else "",
     )
+
+
+def _why_not(asked: Sequence[Judgment]) -> str:
+    return commonest(j.reason for j in asked) if asked else NONE_APPLIES
 
 
 def votes_of(judgments: Iterable[Judgment], orders: int) -> dict[str, float]:
@@ -89,12 +87,26 @@ def votes_of(judgments: Iterable[Judgment], orders: int) -> dict[str, float]:
     return {i: sum(p) / orders for i, p in by_principle.items() if len(p) == orders}
 
 
+def weigh(
+    votes: Mapping[str, float], tiers: Sequence[Mapping[str, float]], rule: Rule
+) -> tuple[float | None, int]:
+    """P(first) from the votes under tiers of weights, and how many tiers that took: see
+    `compare`."""
+    p_first: float | None = None
+    for reached, weights in enumerate(tiers, 1):
+        given = {i: vote for i, vote in votes.items() if i in weights}
+        p_first = weighted(given, weights, rule.min_voting_weight)
+        if p_first is None or not is_level(p_first, rule.tie_margin):
+            return p_first, reached
+    return p_first, len(tiers)
+
+
 def weighted(
     votes: Mapping[str, float], weights: Mapping[str, float], min_share: float
 ) -> float | None:
     """Weighted mean of the votes; None where they hold less than `min_share` of the weight."""
     voting = sum(weights[i] for i in votes)
-    if not votes or voting < min_share * sum(weights.values()):
+    if not voting or voting < min_share * sum(weights.values()):
         return None
     return sum(weights[i] * p for i, p in votes.items()) / voting
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rlaif.callstore import call_key
@@ -51,35 +51,72 @@ class Judged(NamedTuple):
 class Tiers:
     """Which principles a pair is asked under, and in which order."""
 
-    def __init__(self, config: JudgeConfig, constitution: Constitution, seed: int) -> None:
+    def __init__(
+        self,
+        config: JudgeConfig,
+        constitution: Constitution,
+        seed: int,
+        under: Mapping[str, str] | None = None,
+    ) -> None:
+        """`under`: pair id -> the one principle that it is asked under, whatever its weight."""
+        self._under = under or {}
         self.principles = principles = constitution.principles
         self._seed = seed
-        self._sampled = principles if config.principles == "sample" else ()
-        ranks = sorted({p.tier for p in principles})
-        self._tiers = (
-            [[p for p in principles if p.tier == rank] for rank in ranks]
-            if config.principles == "tiers"
-            else [list(principles)]
-        )
+        self.draws = config.principles == "sample"
+        ranks = sorted({p.tier for p in principles}) if config.principles == "tiers" else [None]
+        self._tiers = [[p for p in principles if rank in (None, p.tier)] for rank in ranks]
 
     def __len__(self) -> int:
         return len(self._tiers)
 
     def of(self, pair: Pair) -> list[list[Principle]]:
-        """The pair's tiers; with `sample` one principle, drawn by weight from the seed and the
-        pair, the same whichever of the two comes first."""
-        if not self._sampled:
-            return self._tiers
+        """The pair's tiers, of the principles that apply to its prompt; a tier without weight is
+        left out. With `sample` one principle, drawn by weight from the seed and the pair, the same
+        whichever of the two comes first."""
+        if only := self._under.get(pair.id):
+            principle = next(p for p in self.principles if p.id == only)
+            alone = principle.model_copy(update={"weight": principle.weight or 1.0})
+            return [[alone]] if alone.applies(pair.prompt) else []
+        tiers = self.meant(pair)
+        if not self.draws or not tiers:
+            return tiers
+        return [[draw(tiers[0], *self.seed_of(pair))]]
+
+    def meant(self, pair: Pair) -> list[list[Principle]]:
+        """As `of`, with all that `sample` draws one from."""
+        tiers = [[p for p in tier if p.applies(pair.prompt)] for tier in self._tiers]
+        return [tier for tier in tiers if any(p.weight for p in tier)]
+
+    def seed_of(self, pair: Pair) -> list[str]:
+        """What the principle of a pair is drawn from, whichever of the two comes first."""
         # What is injected into a response for a trial must not change what it is judged by.
         ids = sorted(r.id.partition(INJECTED)[0] for r in (pair.first, pair.second))
-        drawn = ":".join([str(self._seed), *ids])
-        at = int(hashlib.sha256(drawn.encode()).hexdigest()[:13], 16) / 16**13
-        at *= math.fsum(p.weight for p in self._sampled)
-        for principle in self._sampled:
-            at -= principle.weight
-            if at < 0:
-                return [[principle]]
-        return [[self._sampled[-1]]]
+        return [str(self._seed), *ids]
+
+
+def draw(principles: Sequence[Principle], *seed: str) -> Principle:
+    """One principle, drawn by weight from the sha256 of the seed's parts.
+
+    Each draws a lot of its own, so that one that comes or goes changes just the draws that it wins:
+    an edited constitution is asked about little anew. Source: Efraimidis & Spirakis (2006),
+    Weighted random sampling with a reservoir, algorithm A.
+    """
+    by_id = {p.id: p for p in principles}
+    return by_id[drawn({p.id: p.weight for p in principles}, lots_of(by_id, *seed))]
+
+
+def lots_of(ids: Iterable[str], *seed: str) -> dict[str, float]:
+    """Principle id -> what it draws: exponentially distributed, with mean 1."""
+    found = {}
+    for i in ids:
+        sha256 = hashlib.sha256(":".join((*seed, i)).encode()).hexdigest()
+        found[i] = -math.log((int(sha256[:13], 16) + 0.5) / 16**13)
+    return found
+
+
+def drawn(weights: Mapping[str, float], lots: Mapping[str, float]) -> str:
+    """The id whose lot wins, in proportion to the weights: the least lot for its weight."""
+    return min((i for i in weights if weights[i]), key=lambda i: lots[i] / weights[i])
 
 
 class Judge:
@@ -133,11 +170,13 @@ class Judge:
         given: list[list[Judgment]] = [[] for _ in pairs]
         comparisons: list[Comparison | None] = [None] * len(pairs)
         undecided = list(range(len(pairs)))
+        tiers = [self._tiers.of(pair) for pair in pairs]
         for depth in range(len(self._tiers)):
+            undecided = [i for i in undecided if depth < max(len(tiers[i]), 1)]
             asks = [
-                (i, Ask(pairs[i], principle, order))
+                (i, Ask(pairs[i], principle.worded(pairs[i].prompt), order))
                 for i in undecided
-                for principle in self._tiers.of(pairs[i])[depth]
+                for principle in (tiers[i][depth] if tiers[i] else ())
                 for order in self.form.orders
             ]
             found = await self._ask([ask for _, ask in asks], show)
@@ -147,7 +186,7 @@ class Judge:
                 comparisons[i] = compare(
                     pairs[i],
                     given[i],
-                    self._tiers.of(pairs[i])[: depth + 1],
+                    tiers[i][: depth + 1],
                     self._rule,
                     judge=self.name,
                     orders=len(self.form.orders),

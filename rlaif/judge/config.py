@@ -148,7 +148,8 @@ class JudgeConfig(AskConfig):
     """The judge, what it judges by, and how its answers become labels."""
 
     constitution: str
-    """Constitution file, or the name of one of ours: hhh, harmless, concise."""
+    """Constitution file, or the name of one of ours: hhh, harmless, human-rights,
+    support, concise, code-review."""
     principles: Literal["all", "sample", "tiers"] = "all"
     """Which principles a comparison is asked under. sample: one, drawn by weight from the run's
     seed, as in Bai et al. 2022; tiers: those of tier 1, and of the next tier only where these

@@ -11,8 +11,9 @@ from typing import NamedTuple
 from rlaif.constitution import Constitution
 from rlaif.errors import SetupError
 from rlaif.files import digest
-from rlaif.judge.aggregate import Pair, Rule, is_level, merge, overrule
+from rlaif.judge.aggregate import Pair, Rule, merge, overrule
 from rlaif.judge.ask import Judge, Judged, Show, Tiers
+from rlaif.judge.cascade import doubt, split
 from rlaif.judge.config import AskConfig, CascadeConfig, JudgeConfig
 from rlaif.judge.design import Adaptive, Group, fixed_design
 from rlaif.models.client import Client
@@ -43,11 +44,18 @@ class Panel:
     mostly holds one served model at a time."""
 
     def __init__(
-        self, config: JudgeConfig, constitution: Constitution, seed: int, open_client: Open
+        self,
+        config: JudgeConfig,
+        constitution: Constitution,
+        seed: int,
+        open_client: Open,
+        under: Mapping[str, str] | None = None,
     ) -> None:
+        """`under`: pair id -> the one principle that it is asked under; all others are asked as
+        the config says."""
         self._config = config
         self._hash = constitution.hash
-        self._tiers = Tiers(config, constitution, seed)
+        self._tiers = Tiers(config, constitution, seed, under)
         self._rule = Rule(config.tie_margin, config.min_voting_weight)
         self._seed = seed
         self._open = open_client
@@ -157,39 +165,11 @@ class Panel:
         by_comparison: dict[str, list[Judgment]] = defaultdict(list)
         for judgment in judgments:
             by_comparison[judgment.comparison_id].append(judgment)
+        margin = self._config.tie_margin
         return {
             i: why
-            for i, (pair, comparison) in enumerate(zip(pairs, comparisons, strict=True))
+            for i, (pair, of) in enumerate(zip(pairs, comparisons, strict=True))
             # Two identical texts tie, whoever is asked.
             if not pair.same_text
-            and (why := doubt(comparison, by_comparison[pair.id], cascade, self._config.tie_margin))
+            and (why := doubt(of.p_first, of.votes, split(by_comparison[pair.id]), cascade, margin))
         }
-
-
-def doubt(
-    comparison: Comparison,
-    judgments: Sequence[Judgment],
-    cascade: CascadeConfig,
-    tie_margin: float,
-) -> str:
-    """The first of the cascade's triggers that this comparison meets; empty if it meets none."""
-    met: Mapping[str, Callable[[], bool]] = {
-        "unscored": lambda: comparison.p_first is None,
-        "margin": lambda: (
-            comparison.p_first is not None and abs(comparison.p_first - 0.5) <= cascade.margin
-        ),
-        "orders": lambda: _orders_disagree(judgments),
-        "principles": lambda: (
-            max(comparison.votes.values(), default=0.5) - 0.5 > tie_margin
-            and 0.5 - min(comparison.votes.values(), default=0.5) > tie_margin
-        ),
-    }
-    return next((trigger for trigger in met if trigger in cascade.when and met[trigger]()), "")
-
-
-def _orders_disagree(judgments: Sequence[Judgment]) -> bool:
-    sides: dict[tuple[str, str], set[bool]] = defaultdict(set)
-    for j in judgments:
-        if j.p_first is not None and not is_level(j.p_first, 0.0):
-            sides[j.judge, j.principle_id].add(j.p_first > 0.5)
-    return any(len(found) == 2 for found in sides.values())

@@ -7,6 +7,7 @@
     fake/noisy      `shorter`, turned round on a share of the pairs, in both orders alike
     fake/refuse     a judge that always refuses
     fake/faulty     `shorter`, with a share of its answers broken in every way we have seen
+    fake/knows      a judge that knows the tests of a constitution by heart, and refuses all else
 
 Options follow a question mark, joined by `&`:
 
@@ -15,6 +16,12 @@ Options follow a question mark, joined by `&`:
     stuck=yes       calls that fail in passing (a timeout, a 500, …) never pass
     seed=1          other samples, votes, faults and noise
     delay=0.02      takes that many seconds a call; changes no answer
+
+and for `knows`:
+
+    constitution=hhh    whose tests; must be there. A path or a name, as everywhere
+    wrong=0.2           the share of what it knows that it answers the wrong way round, in both
+                        orders alike
 
 A judge answers by the last line of these in its prompt (an earlier one stands in a response that
 imitates the prompt), and with prose where there is none:
@@ -39,14 +46,17 @@ from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 from urllib.parse import parse_qsl
 
+from rlaif.constitution import load_constitution
 from rlaif.errors import CallRateLimited, CallRejected, CallTransient, SetupError
 from rlaif.files import canonical, digest
 from rlaif.models.base import ChatModel
+from rlaif.models.scripted import Known
 from rlaif.templates import fenced_blocks
 from rlaif.types import ChatReply, ChatRequest, Choice, TokenLogprob
 
-KINDS = ("policy", "shorter", "longer", "first", "noisy", "refuse", "faulty")
+KINDS = ("policy", "shorter", "longer", "first", "noisy", "refuse", "faulty", "knows")
 OPTIONS = ("logprobs", "rate", "stuck", "seed", "delay")
+KNOWS_OPTIONS = ("constitution", "wrong")
 Form = Literal["word", "score", "votes", "structured"]
 QUESTIONS: Mapping[Form, re.Pattern[str]] = {
     "word": re.compile(
@@ -96,6 +106,8 @@ STEEPNESS = 10.0
 # A single response of so many characters is neither short nor long.
 MEDIUM = 100
 LABEL_MASS = 0.98
+# Log-odds of a judge that has no doubt: 0.982 to 0.018.
+SURE = 4.0
 FIRST_SCORES = 7
 WORDS = tuple(
     word
@@ -130,13 +142,19 @@ class FakeModel(ChatModel):
                 field=field,
                 fix=f"did you mean fake/{near[0]}?" if near else f"known: {', '.join(KINDS)}",
             )
-        unknown = sorted(set(options) - set(OPTIONS))
+        allowed = (*KNOWS_OPTIONS, *OPTIONS) if kind == "knows" else OPTIONS
+        unknown = sorted(set(options) - set(allowed))
         if unknown:
             raise SetupError(
-                f"fake models have no option {unknown[0]!r}",
+                f"{'fake/knows has' if kind == 'knows' else 'fake models have'} no option "
+                f"{unknown[0]!r}",
                 field=field,
-                fix=f"options are {', '.join(OPTIONS[:-1])} and {OPTIONS[-1]}",
+                fix=f"options are {', '.join(allowed[:-1])} and {allowed[-1]}",
             )
+        self._known = _known(options, field) if kind == "knows" else None
+        if self._known is not None:
+            # Other tests are other answers, and the same tests in another file the same ones.
+            options["constitution"] = self._known.fingerprint
         # The delay changes no answer, so it is no part of the identity.
         told = [f"{key}={value}" for key, value in options.items() if key != "delay"]
         self.identity = f"fake/{kind}" + (f"?{'&'.join(told)}" if told else "")
@@ -144,6 +162,8 @@ class FakeModel(ChatModel):
         self._kind = kind
         rate = {"faulty": "0.3", "noisy": "0.2"}.get(kind, "0")
         self._rate = _number(options, "rate", rate, field)
+        turned = self._rate if kind == "noisy" else 0.0
+        self._turned = _number(options, "wrong", str(turned), field)
         self._stuck = _flag(options, "stuck", "no", field)
         self._seed = options.get("seed", "")
         self._delay_s = _number(options, "delay", "0", field)
@@ -181,7 +201,7 @@ class FakeModel(ChatModel):
         return Choice(text=" ".join(words).capitalize() + ".", finish_reason=finish)
 
     def _verdict(self, request: ChatRequest, question: Question, index: int) -> Choice:
-        if self._kind == "refuse":
+        if self._kind == "refuse" or (self._known is not None and self._recall(request) is None):
             return self._said(request, REFUSAL)
         fault = self._fault(request, index)
         if fault in BROKEN_ANSWERS or (fault == "invalid JSON" and request.menu):
@@ -203,7 +223,9 @@ class FakeModel(ChatModel):
     def _log_odds(self, request: ChatRequest) -> float:
         """Log-odds of the first label: the first response, or `yes` for a single one."""
         if self._kind == "first":
-            return 4.0
+            return SURE
+        if self._known is not None:
+            return SURE * (self._recall(request) or 0)
         shown = self._shown(request)
         sizes = [math.log(1 + len(text)) for text in shown]
         if len(sizes) == 1:
@@ -213,31 +235,57 @@ class FakeModel(ChatModel):
             return 0.0
         return self._sign(shown) * STEEPNESS * gap
 
-    def _shown(self, request: ChatRequest) -> list[str]:
-        """The responses in the prompt. Raises SetupError where a template hides them."""
-        text = "\n".join(m.content for m in request.messages)
-        shown = [b.text for b in fenced_blocks(text) if b.title.startswith("Response")]
+    def _asked(self, request: ChatRequest) -> tuple[str, list[str]]:
+        """The part of the prompt that shows the responses, and those. Raises SetupError where a
+        template hides them."""
+        # Turns before an assistant's are examples, unless nothing is shown after it: then the
+        # assistant's is what the judge thought so far.
+        parts: list[list[str]] = [[]]
+        for message in request.messages:
+            if message.role == "assistant":
+                parts.append([])
+            else:
+                parts[-1].append(message.content)
+        shown: list[str] = []
+        text = ""
+        while parts and not shown:
+            text = "\n".join(parts.pop())
+            shown = [b.text for b in fenced_blocks(text) if b.title.startswith("Response")]
         if len(shown) not in (1, 2):
             raise SetupError(
                 f"fake/{self._kind} finds {len(shown)} responses in its prompt",
                 fix="a template shows one or two, each fenced under a line that starts with "
                 "Response",
             )
-        return shown
+        return text, shown
+
+    def _shown(self, request: ChatRequest) -> list[str]:
+        """The responses in the prompt. Raises SetupError where a template hides them."""
+        return self._asked(request)[1]
+
+    def _recall(self, request: ChatRequest) -> int | None:
+        """What the tests say of the responses (see `Known.sign`), or its opposite."""
+        assert self._known is not None
+        text, shown = self._asked(request)
+        sign = self._known.sign(text, shown)
+        return -sign if sign is not None and self._turns(shown) else sign
+
+    def _turns(self, shown: Sequence[str]) -> bool:
+        """Whether this pair is one of those that the judge turns round."""
+        # Sorted: both orders are one pair, and are turned round together.
+        return random.Random(digest([self._seed, sorted(shown)])).random() < self._turned
 
     def _sign(self, shown: Sequence[str]) -> float:
         """1 if longer is better, -1 if shorter is."""
-        if self._kind == "longer":
-            return 1.0
-        # Sorted: both orders are one pair, and are turned round together.
-        drawn = random.Random(digest([self._seed, sorted(shown)])).random()
-        return 1.0 if self._kind == "noisy" and drawn < self._rate else -1.0
+        return 1.0 if self._kind == "longer" or self._turns(shown) else -1.0
 
     def _score(self, request: ChatRequest, low: int, high: int) -> Choice:
         """A bell of a quarter of the half scale, around a centre that length moves."""
         half = (high - low) / 2
         if self._kind == "first":
             centre = float(min(max(low, FIRST_SCORES), high))
+        elif self._known is not None:
+            centre = low + half + (self._recall(request) or 0) * half / 2
         else:
             shown = self._shown(request)
             longer = math.log(1 + len(shown[0])) - math.log(MEDIUM)
@@ -348,6 +396,21 @@ def _question(request: ChatRequest) -> Question | None:
     # The last one is ours: an earlier one stands in a response that imitates the prompt.
     _, form, one, other = max(found)
     return Question(form, (one, other))
+
+
+def _known(options: Mapping[str, str], field: str) -> Known:
+    if not options.get("constitution"):
+        raise SetupError(
+            "fake/knows does not say whose tests it knows",
+            field=field,
+            fix="name a constitution: fake/knows?constitution=hhh",
+        )
+    constitution, path = load_constitution(options["constitution"])
+    if not constitution.tests:
+        raise SetupError(
+            "has no tests for fake/knows to know", file=path, fix="add `tests` to its principles"
+        )
+    return Known(constitution)
 
 
 def _flag(options: Mapping[str, str], name: str, default: str, field: str) -> bool:

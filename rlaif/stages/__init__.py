@@ -1,6 +1,8 @@
 """One file a stage: a typed config and `run`. No stage imports another; the recipe orders them."""
 
 ORDER = {
+    "revise": "Have the policy criticise and revise its answers by the constitution (SL-CAI).",
+    "train-sft": "Fine-tune the policy on the final revisions.",
     "sample": "Sample K answers of the policy to every prompt.",
     "certify": "Hold the judge against pairs that people have judged, where judge.gate says so.",
     "judge": "Compare the answers under the constitution's principles.",

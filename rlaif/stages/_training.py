@@ -1,4 +1,4 @@
-"""What the two training stages share: the groups, the start, the stamp, the held-out figures."""
+"""What the training stages share: the start, the stamp, the groups and their held-out figures."""
 
 from __future__ import annotations
 
@@ -56,8 +56,6 @@ def train(
     """Fits on the train groups, scores all of them, and saves the report's part made by `section`
     of the fields that both parts have. Nothing is done when `out` was already made from the same
     groups, settings and start."""
-    require_torch()
-    need_space(work.directory, NEEDED_MB)
     groups = read_jsonl(work.groups, PreferenceGroup)
     if work.part("pairs") is None:
         raise SetupError(
@@ -65,34 +63,55 @@ def train(
             file=work.groups,
             fix="run `rlaif pairs` first",
         )
+
+    def make() -> BaseModel:
+        with interruptible(), Steps(f"{name} training", "steps") as on_step:
+            result = fit([g for g in groups if g.split == "train"], on_step)
+        with interruptible(), Steps(f"{name} scoring", "groups") as on_step:
+            scores = dict(zip((g.prompt.id for g in groups), score(groups, on_step), strict=True))
+        save_scores(work, name, scores)
+        found = accuracy(groups, scores, work.seed)
+        fields = {
+            "base": start.identity,
+            "steps": result.steps,
+            "seconds": result.seconds,
+            "losses": result.losses,
+            "accuracies": result.accuracies,
+            "groups": result.groups,
+            "dropped_responses": result.dropped_responses,
+            "train_accuracy": found.train,
+            "held_out_accuracy": found.held_out,
+            "longer_wins": found.longer_wins,
+        }
+        return section(fields)
+
+    data = {"groups": digest([g.model_dump(mode="json") for g in groups])}
+    make_once(name, out, data, settings, start, work, make)
+
+
+def make_once(
+    name: str,
+    out: Path,
+    data: Mapping[str, str],
+    settings: TrainSettings,
+    start: Start,
+    work: Workspace,
+    make: Callable[[], BaseModel],
+) -> None:
+    """Makes the folder `out` and saves the report's part, which `make` returns. Nothing is done
+    when `out` was already made from the same data (their digests), settings and start."""
+    require_torch()
+    need_space(work.directory, NEEDED_MB)
     inputs = {
-        "groups": digest([g.model_dump(mode="json") for g in groups]),
+        **data,
         "settings": settings.model_dump(mode="json"),
         "start": start.identity,
         "seed": work.seed,
     }
     if work.is_made(out, inputs) and work.part(name) is not None:
-        say(f"{name}: already made from the same groups and settings")
+        say(f"{name}: already made from the same {' and '.join(data)} and settings")
         return
-    with interruptible(), Steps(f"{name} training", "steps") as on_step:
-        result = fit([g for g in groups if g.split == "train"], on_step)
-    with interruptible(), Steps(f"{name} scoring", "groups") as on_step:
-        scores = dict(zip((g.prompt.id for g in groups), score(groups, on_step), strict=True))
-    save_scores(work, name, scores)
-    found = accuracy(groups, scores, work.seed)
-    fields = {
-        "base": start.identity,
-        "steps": result.steps,
-        "seconds": result.seconds,
-        "losses": result.losses,
-        "accuracies": result.accuracies,
-        "groups": result.groups,
-        "dropped_responses": result.dropped_responses,
-        "train_accuracy": found.train,
-        "held_out_accuracy": found.held_out,
-        "longer_wins": found.longer_wins,
-    }
-    work.save_part(name, section(fields))
+    work.save_part(name, make())
     # Last: whatever is killed before is made again.
     work.mark_made(out, inputs)
 

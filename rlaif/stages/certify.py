@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from rlaif import __version__
 from rlaif.constitution import Constitution, facts, load_constitution
 from rlaif.errors import JudgeFallsShort, SetupError
+from rlaif.evaluate.attribution import GoldLabel
 from rlaif.evaluate.certificate import (
     ALL,
     Certificate,
@@ -29,7 +30,7 @@ from rlaif.evaluate.certificate_figures import figures, injection_figures
 from rlaif.evaluate.certificate_page import write_certificate, write_sweep
 from rlaif.evaluate.certificate_words import shortfalls, warnings_of
 from rlaif.evaluate.schema import CertificateSection, ConstitutionFacts
-from rlaif.files import digest
+from rlaif.files import digest, write_jsonl
 from rlaif.gold import GoldPair, GoldSet, load_gold, part_of
 from rlaif.judge.aggregate import Pair
 from rlaif.judge.config import AskConfig, Gate, JudgeConfig, Mode
@@ -105,7 +106,8 @@ async def certify(
     config: JudgeConfig, gate: Gate, constitution: Constitution, work: Workspace
 ) -> Certificate:
     """Asks the judge about the gold pairs, and about some of them with an injection in the worse
-    response, and writes certificate.json and certificate.html into the run directory."""
+    response, and writes certificate.json and certificate.html into the run directory, with what the
+    judge said of the gold pairs in certificate_*.jsonl beside them."""
     sets, chosen = _gold(gate)
     async with work.stage("certify") as bill:
         asked = await _ask(config, constitution, work, bill, _pairs(chosen))
@@ -150,8 +152,29 @@ async def certify(
     certificate = _held_against(certificate, gate)
     certificate = certificate.model_copy(update={"warnings": warnings_of(certificate)})
     certificate = _kept(certificate, work.directory / "certificate.json")
+    _write_rows(chosen, asked.verdicts, work.directory)
     write_certificate(certificate, work.directory)
     return certificate
+
+
+def _write_rows(
+    chosen: Sequence[tuple[GoldSet, GoldPair]], verdicts: Verdicts, directory: Path
+) -> None:
+    write_jsonl(directory / "certificate_judgments.jsonl", verdicts.judgments)
+    write_jsonl(directory / "certificate_comparisons.jsonl", verdicts.comparisons)
+    write_jsonl(
+        directory / "certificate_pairs.jsonl",
+        (
+            GoldLabel(
+                comparison_id=pair.id,
+                prompt_id=pair.prompt.id,
+                set=s.name,
+                row=gold.id,
+                p_gold=gold.p_gold,
+            )
+            for (s, gold), pair in zip(chosen, verdicts.pairs, strict=True)
+        ),
+    )
 
 
 def _kept(certificate: Certificate, path: Path) -> Certificate:

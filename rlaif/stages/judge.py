@@ -43,7 +43,7 @@ async def run(config: JudgeConfig, work: Workspace) -> None:
             lambda label, total: progress(label, total, "calls"),
         )
     write_jsonl(work.judgments, judgments)
-    write_jsonl(work.comparisons, comparisons)
+    work.save_comparisons(comparisons)
     same_text = {pair.id for pair in pairs if pair.same_text}
     counts = ledger(comparisons)
     by_principle, by_judge = ledgers(judgments, same_text, config.tie_margin)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import Field
@@ -23,12 +22,10 @@ from rlaif.preferences import (
     dataset_card,
     pair_rows,
     split_by_prompt,
-    write_parquet,
+    write_dataset,
 )
 from rlaif.types import Comparison, Prompt, Record, Response, Split
 from rlaif.workspace import Workspace
-
-SPLITS: tuple[Split, ...] = ("train", "test")
 
 
 class PairsConfig(Record):
@@ -40,13 +37,14 @@ class PairsConfig(Record):
     """Train on the judge's probabilities; false: on 1 and 0."""
 
 
-async def run(config: PairsConfig, work: Workspace) -> None:
-    """Writes groups.jsonl and preferences/. Raises TooManyFailures when no pair has a winner."""
+async def run(config: PairsConfig, work: Workspace, *, tuned: bool = False) -> None:
+    """Writes groups.jsonl and preferences/. Raises TooManyFailures when no pair has a winner, and
+    SetupError where the run has been `tuned` on revisions of prompts that it would hold out."""
     responses = read_jsonl(work.responses, Response)
     prompts = {p.id: p for p in read_jsonl(work.prompts, Prompt)}
     comparisons = read_jsonl(work.comparisons, Comparison)
     async with work.stage("pairs"):
-        _write(config, prompts, responses, comparisons, work)
+        _write(config, prompts, responses, comparisons, work, tuned=tuned)
 
 
 def _write(
@@ -55,6 +53,8 @@ def _write(
     responses: list[Response],
     comparisons: list[Comparison],
     work: Workspace,
+    *,
+    tuned: bool,
 ) -> None:
     asked = work.part("labeler")
     if asked is None:
@@ -69,30 +69,25 @@ def _write(
         constitution_id=asked["constitution"]["id"],
         constitution_hash=asked["constitution"]["hash"],
     )
-    splits = split_by_prompt((r.prompt_id for r in responses), config.test_fraction, work.seed)
+    # Over all prompts, answered or not: the revise stage splits the same ones before the sampling.
+    splits = split_by_prompt(prompts, config.test_fraction, work.seed)
+    if tuned and work.part("sft") is not None:
+        _check_held_out(prompts, splits, work)
     groups = build_groups(
         prompts, responses, comparisons, splits, labeler.judge, soft=config.soft_labels
     )
     by_id = {r.id: r for r in responses}
     rows = pair_rows(prompts, by_id, comparisons, labeler)
-    counts = Counter(splits[row["prompt_id"]] for row in rows)
     write_jsonl(work.groups, groups)
     write_text(work.splits, json.dumps(splits, indent=0, sort_keys=True) + "\n")
-    # A folder with a split of an earlier config would be read as part of this dataset.
-    shutil.rmtree(work.preferences / "data", ignore_errors=True)
-    for split in SPLITS:
-        if counts[split]:
-            write_parquet(
-                work.preferences / "data" / f"{split}-00000-of-00001.parquet",
-                [row for row in rows if splits[row["prompt_id"]] == split],
-            )
+    counts = write_dataset(work.preferences, rows, splits)
     labels = ledger(comparisons)
     unscored = labels.unscored
     outcomes = {"A": labels.a, "B": labels.b, "tie": labels.tie}
     write_text(
         work.preferences / "README.md",
         dataset_card(
-            splits={split: counts[split] for split in SPLITS},
+            splits=counts,
             labeler=labeler,
             policies=sorted({r.model for r in responses}),
             requested=len(comparisons),
@@ -106,6 +101,25 @@ def _write(
         raise TooManyFailures(
             f"none of the {len(comparisons)} comparisons has a winner "
             f"({outcomes['tie']} ties, {sum(unscored.values())} unscored): nothing to train on"
+        )
+
+
+def _check_held_out(
+    prompts: Mapping[str, Prompt], splits: Mapping[str, Split], work: Workspace
+) -> None:
+    """Raises SetupError where a prompt is held out whose revision has been trained on."""
+    side: Mapping[str, Split] = json.loads(
+        (work.revisions / "splits.json").read_text(encoding="utf-8")
+    )
+    revised = read_jsonl(work.revisions / "prompts.jsonl", Prompt)
+    trained = {p.messages for p in revised if side[p.id] == "train"}
+    leaked = [i for i, p in prompts.items() if splits[i] == "test" and p.messages in trained]
+    if leaked:
+        raise SetupError(
+            f"{len(leaked)} prompts would be held out that the policy was fine-tuned on, such as "
+            f"{leaked[0]!r}",
+            file=work.directory,
+            fix="run `rlaif revise` and `rlaif train-sft` again with this split",
         )
 
 
@@ -134,7 +148,7 @@ def _certificate(work: Workspace, way: str) -> str:
 
 
 def _section(
-    groups: int, counts: Counter[Split], rows: Sequence[dict[str, Any]], seed: int
+    groups: int, counts: Mapping[Split, int], rows: Sequence[dict[str, Any]], seed: int
 ) -> PairsSection:
     longer = longer_wins(
         [len(row["chosen"][0]["content"]) for row in rows],

@@ -20,15 +20,18 @@ from rlaif.train.groups import (
     EncodedGroup,
     EncodedGroups,
     encode,
+    encode_examples,
     encode_groups,
     encode_sample,
     fitting,
 )
 from rlaif.train.loading import device, load_causal, load_reward, load_tokenizer, pad_id, quiet
+from rlaif.train.loss import LIKELIHOOD, PREFERENCES, Objective
 from rlaif.train.saving import check_target, written_whole
 from rlaif.train.scorers import (
     PACKING_TOLERANCE,
     DPOScorer,
+    LikelihoodScorer,
     RewardScorer,
     Scorer,
     packing_error,
@@ -36,6 +39,7 @@ from rlaif.train.scorers import (
     score_groups,
 )
 from rlaif.train.settings import TrainSettings
+from rlaif.train.sft import SFTExample, SFTLoss
 from rlaif.train.trainer import GroupTrainer, check_finite
 from rlaif.types import PreferenceGroup, Prompt
 
@@ -51,14 +55,19 @@ class TrainResult:
 
     steps: int
     losses: list[float]
+    """Nats a comparison; of SFT, nats a token."""
     accuracies: list[float]
-    """Share of comparisons in the batch that the scores order as labelled, before the step."""
+    """Share of comparisons in the batch that the scores order as labelled, before the step; empty
+    for SFT, which compares nothing."""
     seconds: float
     """From loading the base to the last step."""
     groups: int
-    """Groups trained on: those that kept two responses and a comparison between them."""
+    """Groups trained on: those that kept two responses and a comparison between them; of SFT,
+    examples."""
     dropped_responses: int
     """Responses longer than `max_length`, or without a token."""
+    response_tokens: int
+    """Tokens of all responses trained on, each counted once whatever the epochs."""
 
 
 def _gives_memory_back(function: Callable[P, T]) -> Callable[P, T]:
@@ -101,7 +110,7 @@ def train_reward_model(
     encoded = encode_groups(tokenizer, groups, settings.max_length, as_drawn=False)
     scorer = RewardScorer(load_reward(base, pad_id(tokenizer), new_head=True))
     packed = _packs(scorer, encoded.groups, pad_id(tokenizer), on_log)
-    result = _train(scorer, encoded, tokenizer, settings, seed, packed, on_step, began)
+    result = _train(scorer, PREFERENCES, encoded, tokenizer, settings, seed, packed, on_step, began)
     _save(scorer, tokenizer, out)
     return result
 
@@ -147,7 +156,36 @@ def train_dpo(
         for group, reference_K in zip(encoded.groups, references, strict=True)
     ]
     encoded = dataclasses.replace(encoded, groups=with_reference)
-    result = _train(scorer, encoded, tokenizer, settings, seed, packed, on_step, began)
+    result = _train(scorer, PREFERENCES, encoded, tokenizer, settings, seed, packed, on_step, began)
+    _save(scorer, tokenizer, out)
+    return result
+
+
+@_gives_memory_back
+def train_sft(
+    base: str,
+    examples: Sequence[SFTExample],
+    settings: TrainSettings,
+    seed: int,
+    out: Path,
+    on_step: OnStep,
+    on_log: OnLog,
+) -> TrainResult:
+    """Trains a policy to give the examples' answers, from `base`, and writes it to `out`.
+
+    The loss is the negative log-likelihood of the answers' tokens, the end included where the
+    answer ended by itself, averaged over all tokens of an optimiser step. `settings.batch_groups`
+    counts examples. Otherwise as `train_dpo`.
+    """
+    began = time.monotonic()
+    check_target(out)
+    set_seed(seed)
+    tokenizer = load_tokenizer(base)
+    encoded = encode_examples(tokenizer, examples, settings.max_length)
+    if encoded.dropped_responses:
+        on_log(f"{encoded.dropped_responses} examples are empty or too long and are left out")
+    scorer = LikelihoodScorer(load_causal(base))
+    result = _train(scorer, LIKELIHOOD, encoded, tokenizer, settings, seed, False, on_step, began)
     _save(scorer, tokenizer, out)
     return result
 
@@ -199,6 +237,26 @@ def response_logprobs(
 
 
 @_gives_memory_back
+def sft_loss(
+    model_dir: str, examples: Sequence[SFTExample], max_length: int, on_step: OnStep
+) -> list[SFTLoss | None]:
+    """What `train_sft` minimises, of each example by itself; exp of the sum of `nll` over the sum
+    of `tokens` is the perplexity.
+
+    None for an example that training would drop. Raises SetupError if `model_dir` is no causal
+    model.
+    """
+    tokenizer = load_tokenizer(model_dir)
+    score = functools.partial(response_log_probs, load_causal(model_dir))
+    encoded = [encode(tokenizer, e.prompt, [e.text], [e.ended]) for e in examples]
+    log_probs = _score_items(score, tokenizer, encoded, max_length, on_step)
+    return [
+        None if log_prob is None else SFTLoss(-log_prob, len(response_ids))
+        for (_, (response_ids,)), (log_prob,) in zip(encoded, log_probs, strict=True)
+    ]
+
+
+@_gives_memory_back
 def sampled_logprobs(
     model_dir: str,
     samples: Sequence[tuple[Prompt, str, bool]],
@@ -219,6 +277,7 @@ def sampled_logprobs(
 
 def _train(
     scorer: Scorer,
+    objective: Objective,
     encoded: EncodedGroups,
     tokenizer: PreTrainedTokenizerBase,
     settings: TrainSettings,
@@ -232,6 +291,7 @@ def _train(
     with quiet(), tempfile.TemporaryDirectory(prefix="rlaif-") as scratch:
         trainer = GroupTrainer(
             scorer,
+            objective,
             encoded.groups,
             _arguments(settings, seed, scratch),
             pad_id(tokenizer),
@@ -242,11 +302,12 @@ def _train(
     check_finite(scorer)
     return TrainResult(
         steps=trainer.state.global_step,
-        losses=trainer.losses,
-        accuracies=trainer.accuracies,
+        losses=[figures["loss"] for figures in trainer.steps],
+        accuracies=[figures["accuracy"] for figures in trainer.steps if "accuracy" in figures],
         seconds=time.monotonic() - began,
         groups=len(encoded.groups),
         dropped_responses=encoded.dropped_responses,
+        response_tokens=sum(len(ids) for group in encoded.groups for ids in group.response_ids),
     )
 
 
@@ -317,8 +378,11 @@ def _score_items(
             groups.append(EncodedGroup(prompt_ids, kept, (), (0.0,) * len(kept)))
             places.append((item, fits))
     if groups:
-        # Only speed depends on it here, and training has said so already.
-        packed = _packs(score, groups, pad_id(tokenizer), on_log=lambda _: None)
+        # Only speed depends on it here, and training has said so already. One response a prompt
+        # leaves nothing to share.
+        packed = any(len(group.response_ids) > 1 for group in groups) and _packs(
+            score, groups, pad_id(tokenizer), on_log=lambda _: None
+        )
         scores = score_groups(
             score,
             groups,

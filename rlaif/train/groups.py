@@ -1,4 +1,4 @@
-"""Preference groups as token ids."""
+"""Preference groups, and examples for SFT, as token ids."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from rlaif.errors import SetupError
+from rlaif.train.sft import SFTExample
 from rlaif.types import PreferenceGroup, Prompt, WeightedComparison
 
 
 @dataclass(frozen=True)
 class EncodedGroup:
-    """A prompt and its K responses, tokenised, and the comparisons between them."""
+    """A prompt and its K responses, tokenised, and the comparisons between them: with K = 1 and
+    none, an example for SFT."""
 
     prompt_ids: list[int]
     response_ids: list[list[int]]
@@ -127,6 +129,33 @@ def encode_groups(
             else "there is no group to train on",
             field="max_length" if dropped else "",
             fix="raise max_length" if dropped else "label some comparisons first",
+        )
+    return EncodedGroups(encoded, dropped)
+
+
+def encode_examples(
+    tokenizer: PreTrainedTokenizerBase, examples: Iterable[SFTExample], max_length: int
+) -> EncodedGroups:
+    """Encodes examples for SFT; one that is too long is dropped, never cut.
+
+    An answer that a token limit cut is left without an end. Raises SetupError if none remains, or
+    as `encode` does.
+    """
+    encoded, dropped = [], 0
+    for prompt, text, ended in examples:
+        prompt_ids, response_ids = encode(tokenizer, prompt, [text], [ended])
+        if all(fitting(prompt_ids, response_ids, max_length)):
+            encoded.append(EncodedGroup(prompt_ids, response_ids, (), (0.0,)))
+        else:
+            dropped += 1
+    if not encoded:
+        raise SetupError(
+            f"no example is left to train on: {dropped} answers are empty or longer than "
+            f"{max_length} tokens with their prompts"
+            if dropped
+            else "there is no example to train on",
+            field="max_length" if dropped else "",
+            fix="raise max_length" if dropped else "revise some answers first",
         )
     return EncodedGroups(encoded, dropped)
 

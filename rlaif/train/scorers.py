@@ -1,4 +1,4 @@
-"""Two scorers: a batch of groups in, one score a response out. The loss knows no more than that."""
+"""Three scorers: a batch of groups in, one score a response out. A loss knows no more than that."""
 
 from __future__ import annotations
 
@@ -53,6 +53,13 @@ class RewardScorer(Scorer):
         head: Any = self.model.score
         score_N1: torch.Tensor = head(hidden_BTH[batch["last_row_N"], batch["last_column_N"]])
         return score_N1.squeeze(-1).float()
+
+
+class LikelihoodScorer(Scorer):
+    """log pi(y|x)."""
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        return response_log_probs(self.model, batch)
 
 
 class DPOScorer(Scorer):

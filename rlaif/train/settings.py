@@ -12,7 +12,7 @@ from rlaif.types import Record
 
 
 class TrainSettings(Record):
-    """How to train; the same for the reward model and for DPO."""
+    """How to train; the same for the reward model, DPO and SFT."""
 
     learning_rate: float = Field(gt=0.0)
     """Peak learning rate of AdamW; warms up linearly, then falls linearly to zero."""

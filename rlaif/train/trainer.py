@@ -1,8 +1,9 @@
-"""The one trainer: it asks a scorer for scores, applies the loss, and knows no model kind."""
+"""The one trainer: it asks a scorer for scores, applies the loss, and knows neither kind."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,24 +22,26 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from rlaif.errors import SetupError, TrainingDiverged
 from rlaif.train.collate import collate
 from rlaif.train.groups import EncodedGroup
-from rlaif.train.loss import bradley_terry, ordering_accuracy
+from rlaif.train.loss import Objective
 from rlaif.train.scorers import Scorer
 
 StepReport = Callable[[int, int, Mapping[str, float]], None]
 
 
 class GroupTrainer(Trainer):
-    """`transformers.Trainer` over preference groups.
+    """`transformers.Trainer` over groups of responses.
 
-    `losses` and `accuracies` hold one value an optimiser step: the mean over its batches.
+    `steps` holds the objective's figures of each optimiser step: the mean of its batches, by the
+    weight that the objective gives them.
     """
 
-    # The loss is a mean over one batch, so accumulated batches are averaged by the Trainer.
-    loss_is_scaled_for_ga = False
+    # `compute_loss` weighs accumulated batches itself.
+    loss_is_scaled_for_ga = True
 
     def __init__(
         self,
         scorer: Scorer,
+        objective: Objective,
         groups: Sequence[EncodedGroup],
         arguments: TrainingArguments,
         pad_token_id: int,
@@ -60,28 +63,38 @@ class GroupTrainer(Trainer):
         )
         self.remove_callback(PrinterCallback)
         self._lengths = [group.packed_length for group in groups]
-        self.losses: list[float] = []
-        self.accuracies: list[float] = []
-        self.batches: list[tuple[float, float]] = []
-        """Loss and accuracy of the batches since the last optimiser step."""
+        self._objective = objective
+        self.steps: list[dict[str, float]] = []
+        self.step: defaultdict[str, float] = defaultdict(float)
+        """Figures of the present optimiser step, as far as its batches are done."""
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], int]:
+        """The batches of one optimiser step, and their weight together."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        return batches, sum(map(self._objective.weight, batches))
 
     def compute_loss(
         self,
         model: nn.Module,
-        inputs: dict[str, Any],
+        inputs: Any,
         return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | int | None = None,
+        num_items_in_batch: Any = None,
     ) -> Any:
+        """The batch's part in the loss of its step, whose weight is `num_items_in_batch`."""
         scores_N = model(inputs)
-        labels = (inputs["first_C"], inputs["second_C"], inputs["p_first_C"])
-        loss = bradley_terry(scores_N, *labels, inputs["weight_C"])
+        figures = self._objective.figures(scores_N, inputs)
+        loss = figures["loss"]
         if not torch.isfinite(loss):
             raise TrainingDiverged(
                 f"the loss became {loss.item()} at step {self.state.global_step + 1}; nothing was "
                 "saved (lower the learning rate, or train in float32)"
             )
-        accuracy = ordering_accuracy(scores_N.detach(), *labels)
-        self.batches.append((loss.item(), accuracy.item()))
+        share = self._objective.weight(inputs) / num_items_in_batch
+        for name, value in figures.items():
+            self.step[name] += share * value.item()
+        loss = share * loss
         return (loss, {"scores": scores_N}) if return_outputs else loss
 
     def floating_point_ops(self, inputs: Any) -> int:
@@ -112,15 +125,11 @@ class _Reporter(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        batches = self._trainer.batches
-        loss, accuracy = (sum(values) / len(batches) for values in zip(*batches, strict=True))
-        batches.clear()
-        self._trainer.losses.append(loss)
-        self._trainer.accuracies.append(accuracy)
+        figures = dict(self._trainer.step)
+        self._trainer.step.clear()
+        self._trainer.steps.append(figures)
         self._on_step(
-            state.global_step,
-            state.max_steps,
-            {"loss": loss, "accuracy": accuracy, "learning_rate": self._learning_rate},
+            state.global_step, state.max_steps, {**figures, "learning_rate": self._learning_rate}
         )
 
 

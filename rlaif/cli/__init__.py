@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +11,8 @@ import typer
 import typer.core
 
 from rlaif import __version__
+from rlaif.cli import constitution
+from rlaif.cli.stopping import stoppable
 from rlaif.errors import RlaifError, SetupError
 from rlaif.stages import ORDER
 
@@ -43,9 +43,9 @@ class FieldsInHelp(typer.core.TyperCommand):
         from rlaif.config import describe
         from rlaif.recipe import RunConfig
 
-        typer.echo("\nFields of a recipe, with their defaults:\n")
+        formatter.write("\nFields of a recipe, with their defaults:\n\n")
         for name, default, text in describe(RunConfig):
-            typer.echo(f"  {name} = {default}\n      {text}")
+            formatter.write(f"  {name} = {default}\n      {text}\n")
 
 
 app = typer.Typer(
@@ -76,7 +76,7 @@ def run(
     reconfigure: Reconfigure = False,
 ) -> None:
     """Run a recipe from the prompts to the report. Running it again asks nothing twice."""
-    _execute(tuple(ORDER), recipe, overrides, out, reconfigure)
+    _execute(None, recipe, overrides, out, reconfigure)
 
 
 @app.command()
@@ -132,7 +132,7 @@ def certify(
         if value is not None
     ]
     config, directory = recipes.load_certify(recipe, changes, out)
-    with _stoppable():
+    with stoppable():
         told = recipes.run_certify(config, directory, template or [] if sweep else None)
     for line in told:
         typer.echo(line)
@@ -157,8 +157,11 @@ for _name, _does in ORDER.items():
         _add_stage(_name, _does)
 
 
+app.add_typer(constitution.app)
+
+
 def _execute(
-    stages: tuple[str, ...],
+    stages: tuple[str, ...] | None,
     name: str | None,
     overrides: list[str] | None,
     out: Path | None,
@@ -171,33 +174,17 @@ def _execute(
         changes.insert(0, name)
         name = None
     config, directory = recipe.load_run(name, changes, out)
-    with _stoppable():
-        report = recipe.execute(config, directory, stages, reconfigure=reconfigure)
-    for sentence in recipe.summary(directory):
-        typer.echo(sentence)
-    typer.echo(f"report: {report}")
-
-
-@contextmanager
-def _stoppable() -> Iterator[None]:
-    try:
-        yield
-    except KeyboardInterrupt:
-        # Caught here because typer would end in silence.
-        typer.echo(
-            "rlaif: stopped; every answer so far is stored, the same command goes on", err=True
-        )
-        raise typer.Exit(130) from None
+    with stoppable():
+        told = recipe.execute(config, directory, stages or config.stages(), reconfigure=reconfigure)
+    for line in told:
+        typer.echo(line)
 
 
 def main() -> None:
-    """Entry point: exit code 2 for a wrong setup, 3 for too many failed calls, 130 for Ctrl-C."""
+    """Entry point. Exit codes: 1 for a constitution that does not pass, 2 for a wrong setup, 3 for
+    too many failed calls, 130 for Ctrl-C."""
     try:
         app()
     except RlaifError as e:
         typer.echo(f"rlaif: {e}", err=True)
         sys.exit(e.exit_code)
-
-
-if __name__ == "__main__":
-    main()
