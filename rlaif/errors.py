@@ -7,6 +7,8 @@ RlaifError
 │   ├── CallRejected        asking again would not help (bad request, no such model, refused key)
 │   └── CallTransient       asking again may help (timeout, 5xx, cut connection)
 │       └── CallRateLimited the provider asks us to wait
+├── AskingStopped           no more calls: a budget is spent (exit code 4) or Ctrl-C (130)
+├── ProviderDown            a provider fails everything: asking has stopped, exit code 3
 ├── TooManyFailures         more calls failed than the config allows: exit code 3
 ├── JudgeFallsShort         the judge does not pass the gate that the config sets: exit code 3
 ├── ConstitutionFails       a constitution's own tests or its lint: exit code 1
@@ -83,6 +85,19 @@ class CallRateLimited(CallTransient):
     def __init__(self, message: str, wait_s: float | None = None) -> None:
         super().__init__(message)
         self.wait_s = wait_s
+
+
+class AskingStopped(RlaifError):
+    """Asking has ended before everything was asked: a budget is spent, or the user stopped it. What
+    was in flight is answered and stored; the same command goes on."""
+
+    exit_code = 4
+
+
+class ProviderDown(RlaifError):
+    """A provider answers nothing any more; asking has stopped. What was answered is stored."""
+
+    exit_code = 3
 
 
 class TooManyFailures(RlaifError):

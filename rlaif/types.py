@@ -246,4 +246,11 @@ class Choice(Record):
 class ChatReply(Record):
     choices: tuple[Choice, ...] = Field(min_length=1)
     prompt_tokens: int
+    """Of the whole prompt, those from a cache among them."""
     completion_tokens: int
+    cached_tokens: int = 0
+    """Of the prompt's tokens those that the provider read from its cache."""
+    cache_write_tokens: int = 0
+    """Of the prompt's tokens those that the provider billed for writing into its cache."""
+    batched: bool = False
+    """Whether it came through the provider's batch API, which bills half."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rlaif.types import ChatReply, ChatRequest
@@ -21,6 +21,10 @@ class ChatModel(ABC):
 
     max_n: int
     """Most answers that one request may ask for."""
+
+    heard: Callable[[Mapping[str, str]], None] = staticmethod(lambda headers: None)
+    """Told the headers (names in lower case) of every response, of refusals too: a limiter reads
+    the provider's rate limits there."""
 
     async def check(self) -> None:  # noqa: B027  optional: most have nothing to ask
         """Asks for something free before paid work starts. Raises SetupError when the model
