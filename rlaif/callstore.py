@@ -100,6 +100,24 @@ class CallStore:
                 fix="free some disk space and run the same command again; nothing stored is lost",
             ) from e
 
+    def put_many(self, rows):
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            self._db.executemany(
+                "INSERT OR IGNORE INTO calls (key, request, reply, seconds) VALUES (?, ?, ?, ?)",
+                [
+                    (k, _request_json(q), canonical(r.model_dump(mode="json")), s)
+                    for k, q, r, s in rows
+                ],
+            )
+            self._db.execute("COMMIT")
+        except sqlite3.Error as e:
+            raise StoreError(
+                f"an answered call could not be stored: {e}",
+                file=self.path,
+                fix="free some disk space and run the same command again; nothing stored is lost",
+            ) from e
+
     def __len__(self) -> int:
         count: int = self._db.execute("SELECT count(*) FROM calls").fetchone()[0]
         return count

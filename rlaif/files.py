@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -143,6 +143,32 @@ def write_bytes(path: Path, data: bytes) -> None:
 def write_jsonl(path: Path, records: Iterable[BaseModel]) -> None:
     """One record a line, in the order given."""
     write_text(path, "".join(canonical(r.model_dump(mode="json")) + "\n" for r in records))
+
+
+@contextlib.contextmanager
+def jsonl_writer(path: Path) -> Iterator[Callable[[BaseModel], None]]:
+    """Takes the records of a file one by one. The file is there, whole, when the block has ended
+    without an error; else the old one is left."""
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        file = os.fdopen(handle, "w", encoding="utf-8", newline="\n")
+
+    def write(record: BaseModel) -> None:
+        with disk_errors(path):
+            file.write(canonical(record.model_dump(mode="json")) + "\n")
+
+    try:
+        yield write
+        with disk_errors(path):
+            file.close()
+            Path(temporary).chmod(0o644)
+            Path(temporary).replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            file.close()
+        Path(temporary).unlink(missing_ok=True)
+        raise
 
 
 def read_jsonl(path: Path, model: type[M]) -> list[M]:

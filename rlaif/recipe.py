@@ -9,6 +9,7 @@ import os
 import platform
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
@@ -18,7 +19,7 @@ from pydantic import model_validator
 from rlaif.config import differences, dump_config, from_overrides, load_config
 from rlaif.constitution import facts, load_constitution, read_constitution
 from rlaif.constitution.file import slug
-from rlaif.datasets import load_prompts
+from rlaif.datasets import load_prompts, open_prompts
 from rlaif.errors import JudgeFallsShort, RlaifError, SetupError
 from rlaif.evaluate import revisions
 from rlaif.evaluate.certificate_page import sweep_table
@@ -29,8 +30,11 @@ from rlaif.evaluate.revisions import RevisionsSection
 from rlaif.evaluate.schema import Report, SFTSection
 from rlaif.files import digest, find, full_disk, need_space, packaged, write_text
 from rlaif.judge.config import JudgeConfig
+from rlaif.judge.design import Group
 from rlaif.judge.forms import Asked, Form
 from rlaif.models.base import ChatModel
+from rlaif.models.flow import Channel
+from rlaif.models.gate import Gate
 from rlaif.models.names import parse_model
 from rlaif.models.pool import (
     ModelConfig,
@@ -69,6 +73,8 @@ from rlaif.yamlfile import YamlFile
 TRAINED = {"train-sft", "train-rm", "train-dpo", "compare"}
 """Stages that need the training half."""
 NEEDED_MB = 50
+CHANNEL = 256
+"""Answered prompts that may wait for the judge before sampling waits for it."""
 SFT = "run/sft"
 """As a `base`: the policy that train-sft has made in the same run."""
 PARTS = ("revisions", "sft", "labels", "judge", "pairs", "reward_model", "dpo", "comparison")
@@ -224,8 +230,18 @@ def load_run(
     return config, out or Path("outputs") / str(config.name)
 
 
-def execute(config: RunConfig, out: Path, stages: Sequence[str], *, reconfigure: bool) -> list[str]:
+def execute(
+    config: RunConfig,
+    out: Path,
+    stages: Sequence[str],
+    *,
+    reconfigure: bool,
+    gate: Gate | None = None,
+) -> list[str]:
     """Runs the stages in order and writes the report after each. Returns what to tell.
+
+    Where one judge alone labels, and its model can be asked while the policy is, judging starts
+    with the first prompt that is answered. `gate`: what may be spent.
 
     A stage whose inputs have not changed asks no model again: its calls are in the store. Raises
     RlaifError; what was done before stays.
@@ -234,14 +250,24 @@ def execute(config: RunConfig, out: Path, stages: Sequence[str], *, reconfigure:
     need_space(out, NEEDED_MB)
     _claim(config, out, reconfigure)
     with full_disk(out):
-        return asyncio.run(_execute(config, out, stages))
+        return asyncio.run(_execute(config, out, stages, gate))
 
 
-async def _execute(config: RunConfig, out: Path, stages: Sequence[str]) -> list[str]:
-    work = Workspace(out, config.seed, {"transformers": _transformers})
+async def _execute(
+    config: RunConfig, out: Path, stages: Sequence[str], gate: Gate | None
+) -> list[str]:
+    work = Workspace(out, config.seed, {"transformers": _transformers}, gate)
     after_sft = config.after_sft(out)
+    steps: list[tuple[str, Run]] = [(stage, STAGES[stage]) for stage in stages]
+    if {"sample", "judge"} <= set(stages) and _at_once(after_sft):
+        judging = "certify" in stages
+        steps = [
+            (s, partial(_sample_and_judge, certified=judging) if s == "sample" else run)
+            for s, run in steps
+            if s not in ("certify", "judge")
+        ]
     try:
-        for stage in stages:
+        for stage, run in steps:
             if stage in ("train-sft", "train-rm"):
                 # Training needs the memory that the servers hold.
                 await work.pool.close_servers()
@@ -252,7 +278,7 @@ async def _execute(config: RunConfig, out: Path, stages: Sequence[str]) -> list[
                     fix="run `rlaif train-sft` first",
                 )
             try:
-                await STAGES[stage](config if stage in OPTIONAL else after_sft, work)
+                await run(config if stage in OPTIONAL else after_sft, work)
             except RlaifError:
                 # What there is to report is reported; the stage's error is the one to show.
                 with contextlib.suppress(SetupError):
@@ -262,6 +288,45 @@ async def _execute(config: RunConfig, out: Path, stages: Sequence[str]) -> list[
         return _summary(config, work, stages)
     finally:
         await work.close()
+
+
+def _at_once(config: RunConfig) -> bool:
+    """Whether the judge can be asked while the policy is: one judge alone, and not two servers to
+    be held in memory."""
+    models = [config.policy, *(asked for _, asked in config.judge.judges())]
+    managed = {(m.model, m.server) for m in models if _holds_memory(m.model)}
+    return len(models) == 2 and len(managed) <= 1
+
+
+def _holds_memory(model: str) -> bool:
+    return model.startswith(("vllm/", "embedded/", "transformers/"))
+
+
+async def _sample_and_judge(config: RunConfig, work: Workspace, *, certified: bool) -> None:
+    """Judging starts when the first prompt is answered, and certifying with sampling."""
+    answered: Channel[Group] = Channel(CHANNEL)
+
+    async def label() -> None:
+        try:
+            if certified:
+                await certify.run(config.judge, work)
+        except JudgeFallsShort:
+            # What is sampled is kept, and the report is about it.
+            async for _ in answered:
+                continue
+            raise
+        await judge.run(config.judge, work, answered, _prompts(config))
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(sample.run(config.sample, config.policy, work, answered))
+            group.create_task(label())
+    except BaseExceptionGroup as e:
+        raise e.exceptions[0] from None
+
+
+def _prompts(config: RunConfig) -> int:
+    return len(open_prompts(config.sample.prompts, config.sample.limit))
 
 
 def _transformers(model: ModelConfig, field: str) -> ChatModel:
@@ -276,14 +341,14 @@ def _check(config: RunConfig, stages: Sequence[str], out: Path) -> None:
     """Finds what is wrong before anything is asked or loaded."""
     policy = config.policy.model
     check_judges(config.judge)
-    prompts = load_prompts(config.sample.prompts, config.sample.limit)
+    prompts = open_prompts(config.sample.prompts, config.sample.limit)
     read_constitution(config.judge.constitution).check_wordings(prompts)
     parse_model(policy, "policy.model")
     for stage, field in OPTIONAL.items():
         if stage in stages:
             _section(config.__dict__[field], field)
     if "revise" in stages and config.revise is not None:
-        revise.check(config.revise, config.policy, config.judge, prompts, config.seed)
+        revise.check(config.revise, config.policy, config.judge, tuple(prompts), config.seed)
     if TRAINED & set(stages):
         require_torch()
     if {"sample", "revise"} & set(stages):

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
 
 from rlaif.callstore import call_key
 from rlaif.constitution import Principle
 from rlaif.errors import CallError
 from rlaif.models.client import Answer, Client
-from rlaif.progress import Advance
+from rlaif.models.flow import flow
 from rlaif.templates import Template
 from rlaif.types import (
     ChatRequest,
@@ -30,34 +28,6 @@ SHOWN = frozenset({"conversation", "response", "principle"})
 
 Choose = Callable[[Prompt, int], Principle | None]
 """The principle that a prompt's response is revised by in a round (from 1); None: there is none."""
-Show = Callable[[str, int], AbstractContextManager[Advance]]
-"""Opens a progress display: label, total."""
-
-
-@dataclass
-class _Chain:
-    """A chain as it grows."""
-
-    prompt: Prompt
-    original: Response
-    revisions: list[Revision] = field(default_factory=list)
-    reason: str = ""
-
-    @property
-    def text(self) -> str:
-        """What the next round starts from."""
-        return self.revisions[-1].text if self.revisions else self.original.text
-
-
-@dataclass
-class _Turn:
-    """A chain in a round."""
-
-    chain: _Chain
-    principle: Principle
-    requests: list[ChatRequest]
-    """Critique, then revision."""
-    critique: str = ""
 
 
 class Wording:
@@ -97,79 +67,82 @@ async def revise(
     choose: Choose,
     wording: Wording,
     client: Client,
-    show: Show,
+    advance: Callable[[int, str], None],
 ) -> list[RevisionChain]:
-    """A chain of up to `rounds` revisions for each original, in their order.
+    """A chain of up to `rounds` revisions for each original, in their order; `advance` counts them.
 
-    In each round every response that is still going is criticised under the principle that
-    `choose` names, and rewritten with that critique shown. The answer, stripped and otherwise as
-    it came, is what the next round starts from. A call that fails, or whose answer is filtered or
-    holds no text, ends its chain with a reason, and so does a prompt that no principle applies to;
-    what came before is kept.
+    In each round a response is criticised under the principle that `choose` names, and rewritten
+    with that critique shown. The answer, stripped and otherwise as it came, is what the next round
+    starts from. A call that fails, or whose answer is filtered or holds no text, ends its chain
+    with a reason, and so does a prompt that no principle applies to; what came before is kept.
     """
+    chains: list[RevisionChain] = []
+
+    def told(chain: RevisionChain) -> None:
+        chains.append(chain)
+        advance(len(chains), client.note)
+
+    async def grow(original: tuple[Prompt, Response]) -> RevisionChain:
+        return await _grow(*original, rounds, choose, wording, client)
+
+    await flow(originals, grow, told, window=client.window)
+    return chains
+
+
+async def _grow(
+    prompt: Prompt,
+    original: Response,
+    rounds: int,
+    choose: Choose,
+    wording: Wording,
+    client: Client,
+) -> RevisionChain:
     model = client.model.identity
-    chains = [_Chain(prompt, original) for prompt, original in originals]
+    revisions: list[Revision] = []
+    text, reason = original.text, ""
     for number in range(1, rounds + 1):
-        turns = []
-        for chain in chains:
-            principle = None if chain.reason else choose(chain.prompt, number)
-            if principle is not None:
-                principle = wording.worded(principle, chain.prompt)
-                request = wording.critique(model, chain.prompt, chain.text, principle)
-                turns.append(_Turn(chain, principle, [request]))
-            elif not chain.reason:
-                chain.reason = NONE_APPLIES
-        criticised = []
-        for turn, choice in await _ask(turns, "critique", number, client, show):
-            turn.critique = choice.text.strip()
-            chain = turn.chain
-            turn.requests.append(
-                wording.revision(model, chain.prompt, chain.text, turn.principle, turn.critique)
-            )
-            criticised.append(turn)
-        for turn, choice in await _ask(criticised, "revision", number, client, show):
-            turn.chain.revisions.append(
-                Revision(
-                    principle_id=turn.principle.id,
-                    critique=turn.critique,
-                    text=choice.text.strip(),
-                    finish_reason=choice.finish_reason,
-                    calls=tuple(call_key(r) for r in turn.requests),
-                )
-            )
-    return [
-        RevisionChain(
-            prompt_id=chain.prompt.id,
-            original=chain.original,
-            revisions=tuple(chain.revisions),
-            reason=chain.reason,
-        )
-        for chain in chains
-    ]
-
-
-async def _ask(
-    turns: Sequence[_Turn], what: str, number: int, client: Client, show: Show
-) -> list[tuple[_Turn, Choice]]:
-    """Asks each turn's last request. The turns that were answered with text; the chains of the
-    others end here."""
-    requests = [turn.requests[-1] for turn in turns]
-    with show(f"{what}s {number}", len({call_key(r) for r in requests})) as advance:
-        answers = await client.ask_all(requests, advance)
-    said = []
-    for turn, answer in zip(turns, answers, strict=True):
+        principle = choose(prompt, number)
+        if principle is None:
+            reason = NONE_APPLIES
+            break
+        principle = wording.worded(principle, prompt)
+        asked = wording.critique(model, prompt, text, principle)
+        answer = await client.ask(asked)
         if why := _unusable(answer):
-            turn.chain.reason = f"{what}_{why}"
-        elif not isinstance(answer, CallError):
-            said.append((turn, answer.choices[0]))
-    return said
+            reason = f"critique_{why}"
+            break
+        critique = _choice(answer).text.strip()
+        rewrite = wording.revision(model, prompt, text, principle, critique)
+        answer = await client.ask(rewrite)
+        if why := _unusable(answer):
+            reason = f"revision_{why}"
+            break
+        text = _choice(answer).text.strip()
+        revisions.append(
+            Revision(
+                principle_id=principle.id,
+                critique=critique,
+                text=text,
+                finish_reason=_choice(answer).finish_reason,
+                calls=(call_key(asked), call_key(rewrite)),
+            )
+        )
+    return RevisionChain(
+        prompt_id=prompt.id, original=original, revisions=tuple(revisions), reason=reason
+    )
+
+
+def _choice(answer: Answer) -> Choice:
+    assert not isinstance(answer, CallError)
+    (choice,) = answer.choices
+    return choice
 
 
 def _unusable(answer: Answer) -> str:
     """Why an answer cannot be gone on with; empty if it can."""
     if isinstance(answer, CallError):
         return answer.reason
-    (choice,) = answer.choices
+    choice = _choice(answer)
     if choice.finish_reason not in ("stop", "length"):
         return choice.finish_reason
     return "" if choice.text.strip() else "empty"

@@ -2,23 +2,71 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import NamedTuple
 
 from rlaif.callstore import call_key
 from rlaif.errors import CallError
-from rlaif.models.client import Client
+from rlaif.models.client import Answer, Client
+from rlaif.models.flow import Stream, flow
 from rlaif.types import ChatRequest, Choice, Prompt, Response, Sampling
+
+
+class Answered(NamedTuple):
+    """What came of one prompt."""
+
+    prompt: Prompt
+    responses: list[Response]
+    """In the order of their index; `<prompt id>/<index>`."""
+    failed: list[CallError]
+    """The calls that gave nothing."""
+    unusable: list[str]
+    """Why answers that came are none: filtered, refused by the API, or without text."""
 
 
 class Sampled(NamedTuple):
     responses: list[Response]
-    """In the order of the prompts; `<prompt id>/<index>`."""
+    """In the order of the prompts."""
     failed: list[CallError]
-    """The calls that gave nothing."""
     unusable: dict[str, int]
-    """Reason -> answers that came but are none: filtered, refused by the API, or without text."""
+    """Reason -> answers."""
+
+
+def calls_a_prompt(k: int, max_n: int) -> int:
+    """How many calls bring `k` answers, `max_n` a call at most."""
+    return -(-k // min(k, max_n))
+
+
+async def sample_each(
+    prompts: Stream[Prompt],
+    k: int,
+    sampling: Sampling,
+    client: Client,
+    hand_over: Callable[[Answered], Awaitable[None] | None],
+) -> None:
+    """Hands over the `k` answers to each prompt, in the order of the prompts; as many are asked for
+    in one request as the model allows (`sampling.n` is set here)."""
+    per_call = min(k, client.model.max_n)
+
+    async def answer(prompt: Prompt) -> Answered:
+        requests = [
+            ChatRequest(
+                model=client.model.identity,
+                messages=prompt.messages,
+                sampling=sampling.model_copy(update={"n": min(per_call, k - start)}),
+                repeat=start // per_call,
+            )
+            for start in range(0, k, per_call)
+        ]
+        if len(requests) == 1:
+            answers = [await client.ask(requests[0])]
+        else:
+            answers = await asyncio.gather(*(client.ask(r) for r in requests))
+        return _read(prompt, requests, answers, per_call)
+
+    await flow(prompts, answer, hand_over, window=client.window)
 
 
 async def sample(
@@ -28,46 +76,48 @@ async def sample(
     client: Client,
     advance: Callable[[int, str], None],
 ) -> Sampled:
-    """Asks for `k` answers a prompt, as many in one request as the model allows (`sampling.n` is
-    set here)."""
-    per_call = min(k, client.model.max_n)
-    requests = [
-        (
-            prompt,
-            ChatRequest(
-                model=client.model.identity,
-                messages=prompt.messages,
-                sampling=sampling.model_copy(update={"n": min(per_call, k - start)}),
-                repeat=start // per_call,
-            ),
-        )
-        for prompt in prompts
-        for start in range(0, k, per_call)
-    ]
-    answers = await client.ask_all([request for _, request in requests], advance)
+    """All answers to all prompts; see `sample_each`. `advance` counts calls."""
     responses: list[Response] = []
     failed: list[CallError] = []
     unusable: Counter[str] = Counter()
-    for (prompt, request), answer in zip(requests, answers, strict=True):
+    calls = 0
+
+    def told(found: Answered) -> None:
+        nonlocal calls
+        calls += calls_a_prompt(k, client.model.max_n)
+        responses.extend(found.responses)
+        failed.extend(found.failed)
+        unusable.update(found.unusable)
+        advance(calls, client.note)
+
+    await sample_each(prompts, k, sampling, client, told)
+    return Sampled(responses, failed, dict(sorted(unusable.items())))
+
+
+def _read(
+    prompt: Prompt, requests: Sequence[ChatRequest], answers: Sequence[Answer], per_call: int
+) -> Answered:
+    found = Answered(prompt, [], [], [])
+    for request, answer in zip(requests, answers, strict=True):
         if isinstance(answer, CallError):
-            failed.append(answer)
+            found.failed.append(answer)
             continue
-        start = request.repeat * per_call
-        for i, choice in enumerate(answer.choices):
+        key = call_key(request)
+        for i, choice in enumerate(answer.choices, request.repeat * per_call):
             if reason := _unusable(choice):
-                unusable[reason] += 1
+                found.unusable.append(reason)
                 continue
-            responses.append(
+            found.responses.append(
                 Response(
-                    id=f"{prompt.id}/{start + i}",
+                    id=f"{prompt.id}/{i}",
                     prompt_id=prompt.id,
                     text=choice.text.strip(),
                     finish_reason=choice.finish_reason,
-                    model=client.model.identity,
-                    call=call_key(request),
+                    model=request.model,
+                    call=key,
                 )
             )
-    return Sampled(responses, failed, dict(sorted(unusable.items())))
+    return found
 
 
 def _unusable(choice: Choice) -> str:

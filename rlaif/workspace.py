@@ -18,6 +18,7 @@ from rlaif.callstore import CallStore
 from rlaif.errors import SetupError, StoreError
 from rlaif.files import canonical, digest, write_jsonl, write_text
 from rlaif.models.client import Bill
+from rlaif.models.gate import Gate
 from rlaif.models.pool import ModelPool, Provider
 from rlaif.progress import say
 from rlaif.types import Comparison
@@ -31,7 +32,14 @@ OF_LABELS = ("attribution.html", "attribution.json", "suggested.yaml", "constitu
 class Workspace:
     """One run's folder, call store and models: made by the recipe, given to every stage."""
 
-    def __init__(self, directory: Path, seed: int, providers: Mapping[str, Provider]) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        seed: int,
+        providers: Mapping[str, Provider],
+        gate: Gate | None = None,
+    ) -> None:
+        """`gate`: what may be spent; None: no limit."""
         self.directory = directory
         self.seed = seed
         self._lock = _lock(directory)
@@ -40,7 +48,7 @@ class Workspace:
         except StoreError:
             self._lock.close()
             raise
-        self.pool = ModelPool(self.store, directory / "logs", providers)
+        self.pool = ModelPool(self.store, directory / "logs", providers, gate or Gate())
         self.prompts = directory / "prompts.jsonl"
         self.responses = directory / "responses.jsonl"
         self.judgments = directory / "judgments.jsonl"

@@ -12,6 +12,7 @@ from conftest import chat_request
 
 from rlaif.callstore import CallStore, call_key
 from rlaif.errors import (
+    AskingStopped,
     CallError,
     CallRateLimited,
     CallRejected,
@@ -21,6 +22,7 @@ from rlaif.errors import (
 )
 from rlaif.models.base import ChatModel
 from rlaif.models.client import Answer, Bill, Client
+from rlaif.models.gate import Budget, Gate
 from rlaif.types import ChatReply, ChatRequest, Choice
 
 REAL_SLEEP = asyncio.sleep
@@ -64,6 +66,16 @@ class Scripted(ChatModel):
         )
 
 
+class Cent:
+    """A price."""
+
+    def usd(self, reply: ChatReply) -> float:
+        return 0.01
+
+
+CENT = Cent()
+
+
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[CallStore]:
     with CallStore(tmp_path / "calls.sqlite") as opened:
@@ -96,12 +108,22 @@ def ask(store: CallStore) -> Ask:
         attempts: int = 3,
         advance: Callable[[int, str], None] = lambda done, note: None,
         before: Callable[[], Awaitable[None]] | None = None,
+        gate: Gate | None = None,
     ) -> list[Answer]:
         async def main() -> list[Answer]:
             client = Client(
-                model, store, bill or Bill(), concurrency=concurrency, attempts=attempts
+                model,
+                store,
+                bill or Bill(),
+                concurrency=concurrency,
+                attempts=attempts,
+                gate=gate,
+                price=CENT,
             )
-            return await client.ask_all([chat_request(t) for t in texts], advance, before)
+            try:
+                return await client.ask_all([chat_request(t) for t in texts], advance, before)
+            finally:
+                await client.drain()
 
         return asyncio.run(main())
 
@@ -129,8 +151,8 @@ def test_a_second_run_asks_nothing_and_bills_the_same_tokens(ask: Ask) -> None:
     model = Scripted()
     assert ask(model, "a", "b", bill=second) == before
     assert (model.asked, model.checked) == ({}, 0)
-    assert first == Bill(calls_made=2, prompt_tokens=4, completion_tokens=6)
-    assert second == Bill(calls_from_store=2, prompt_tokens=4, completion_tokens=6)
+    assert first == Bill(calls_made=2, prompt_tokens=4, completion_tokens=6, usd=0.02)
+    assert second == Bill(calls_from_store=2, prompt_tokens=4, completion_tokens=6, usd=0.0)
 
 
 def test_only_what_is_missing_is_asked(ask: Ask) -> None:
@@ -202,7 +224,7 @@ def test_an_answer_that_cannot_be_stored_stops_everything(
     def full(*arguments: object) -> None:
         raise StoreError("disk full")
 
-    monkeypatch.setattr(store, "put", full)
+    monkeypatch.setattr(store, "put_many", full)
     model = Scripted()
     with pytest.raises(StoreError, match="disk full"):
         ask(model, "a", "b", "c", concurrency=1)
@@ -212,8 +234,7 @@ def test_an_answer_that_cannot_be_stored_stops_everything(
 def test_an_answer_is_in_the_store_before_anyone_is_told(ask: Ask, store: CallStore) -> None:
     stored: list[tuple[int, int]] = []
     ask(Scripted(), "a", "b", "c", advance=lambda done, _: stored.append((done, len(store))))
-    assert stored[0] == (0, 0)
-    assert [done for done, _ in stored] == [0, 1, 2, 3]
+    assert [done for done, _ in stored] == [1, 2, 3]
     assert all(kept >= done for done, kept in stored)
 
 
@@ -277,3 +298,74 @@ def test_every_call_error_carries_its_reason() -> None:
     found = {e.reason for e in (CallError(""), CallRejected(""), CallTransient(""))}
     assert found == {"call_failed", "rejected", "transient"}
     assert CallRateLimited("").reason == "rate_limited"
+
+
+def test_a_budget_of_calls_is_never_passed_and_the_rest_is_asked_another_time(
+    ask: Ask, store: CallStore
+) -> None:
+    model = Scripted(pause_s=0.002)
+    with pytest.raises(AskingStopped, match=r"--max-calls: 5 calls .* goes on"):
+        ask(model, *"abcdefgh", gate=Gate(Budget(max_calls=5)), concurrency=3)
+    assert (model.asked.total(), len(store)) == (5, 5)
+    second = Scripted()
+    assert texts(ask(second, *"abcdefgh")) == list("ABCDEFGH")
+    assert second.asked.total() == 3
+
+
+def test_a_failed_call_takes_nothing_from_the_budget(ask: Ask, slept: list[float]) -> None:
+    model = Scripted({"a": [CallTransient("500")], "b": [CallRejected("400")]})
+    found = ask(model, "a", "b", "c", gate=Gate(Budget(max_calls=2)), concurrency=1)
+    assert texts(found) == ["A", "CallRejected", "C"]
+
+
+def test_money_stops_asking_after_what_was_in_flight(ask: Ask, store: CallStore) -> None:
+    model = Scripted(pause_s=0.002)
+    with pytest.raises(AskingStopped, match=r"--max-usd: 0\.0[4-6]\d* of 0\.035 US dollars"):
+        ask(model, *"abcdefghijkl", gate=Gate(Budget(max_usd=0.035)), concurrency=3)
+    assert 4 <= model.asked.total() <= 4 + 2
+    assert len(store) == model.asked.total()
+
+
+def test_minutes_stop_asking(ask: Ask, store: CallStore) -> None:
+    now = [0.0]
+    gate = Gate(Budget(max_minutes=1), clock=lambda: now[0])
+
+    def advance(done: int, note: str) -> None:
+        now[0] += 25
+
+    model = Scripted(pause_s=0.001)
+    with pytest.raises(AskingStopped, match="--max-minutes: 1 are over"):
+        ask(model, *"abcdefgh", gate=gate, concurrency=1, advance=advance)
+    assert 3 <= len(store) == model.asked.total() < 8
+
+
+def test_a_cancelled_run_keeps_what_it_has_paid_for(store: CallStore) -> None:
+    model = Scripted(pause_s=0.05)
+
+    async def main() -> None:
+        client = Client(model, store, Bill(), concurrency=3, attempts=2)
+        requests = [chat_request(t) for t in "abcdefgh"]
+        asking = asyncio.create_task(client.ask_all(requests, lambda done, note: None))
+        await REAL_SLEEP(0.02)
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        assert len(store) == 0
+        await client.drain()
+
+    asyncio.run(main())
+    assert len(store) == model.asked.total() == 3
+
+
+def test_a_request_that_is_in_flight_is_not_sent_again_and_counts_once(store: CallStore) -> None:
+    model, bill = Scripted(pause_s=0.01), Bill()
+
+    async def main() -> list[Answer]:
+        client = Client(model, store, bill, concurrency=3, attempts=2)
+        request = chat_request("a")
+        both = await asyncio.gather(client.ask(request), client.ask(request))
+        return [*both, await client.ask(request)]
+
+    assert texts(asyncio.run(main())) == ["A", "A", "A"]
+    assert (model.asked, bill.calls_made, bill.calls_from_store) == ({"a": 1}, 1, 0)
+    assert bill.completion_tokens == 3

@@ -34,7 +34,7 @@ class Recorder(FakeModel):
 
 
 @contextmanager
-def silent(label: str, total: int) -> Iterator[Any]:
+def silent(label: str, total: int, unit: str) -> Iterator[Any]:
     yield lambda done, note="": None
 
 

@@ -76,7 +76,7 @@ class Judged(NamedTuple):
 
 
 @contextmanager
-def silent(label: str, total: int) -> Iterator[Any]:
+def silent(label: str, total: int, unit: str) -> Iterator[Any]:
     yield lambda done, note="": None
 
 

@@ -48,7 +48,7 @@ SMALL = """\
 
 
 @contextmanager
-def silent(label: str, total: int) -> Iterator[Any]:
+def silent(label: str, total: int, unit: str) -> Iterator[Any]:
     yield lambda done, note="": None
 
 

@@ -34,6 +34,11 @@ Reconfigure = Annotated[
     bool,
     typer.Option("--reconfigure", help="Use a run directory that was made with another config."),
 ]
+MaxUsd = Annotated[
+    float | None, typer.Option(min=0, help="Stop asking when so many US dollars are spent.")
+]
+MaxCalls = Annotated[int | None, typer.Option(min=1, help="Stop asking after so many calls.")]
+MaxMinutes = Annotated[float | None, typer.Option(min=0, help="Stop asking after so many minutes.")]
 
 
 class FieldsInHelp(typer.core.TyperCommand):
@@ -74,9 +79,13 @@ def run(
     overrides: Overrides = None,
     out: Out = None,
     reconfigure: Reconfigure = False,
+    max_usd: MaxUsd = None,
+    max_calls: MaxCalls = None,
+    max_minutes: MaxMinutes = None,
 ) -> None:
     """Run a recipe from the prompts to the report. Running it again asks nothing twice."""
-    _execute(None, recipe, overrides, out, reconfigure)
+    budget = (max_usd, max_calls, max_minutes)
+    _execute(None, recipe, overrides, out, reconfigure, budget)
 
 
 @app.command()
@@ -144,10 +153,14 @@ def _add_stage(name: str, does: str) -> None:
         overrides: Overrides = None,
         out: Out = None,
         reconfigure: Reconfigure = False,
+        max_usd: MaxUsd = None,
+        max_calls: MaxCalls = None,
+        max_minutes: MaxMinutes = None,
     ) -> None:
         # No label without the gate that the config sets; without a gate, certify does nothing.
         stages = ("certify", name) if name == "judge" else (name,)
-        _execute(stages, recipe, overrides, out, reconfigure)
+        budget = (max_usd, max_calls, max_minutes)
+        _execute(stages, recipe, overrides, out, reconfigure, budget)
 
     app.command(name, help=does, cls=FieldsInHelp)(stage)
 
@@ -166,23 +179,28 @@ def _execute(
     overrides: list[str] | None,
     out: Path | None,
     reconfigure: bool,
+    budget: tuple[float | None, int | None, float | None],
 ) -> None:
     from rlaif import recipe
+    from rlaif.models.gate import Gate
 
     changes = list(overrides or [])
     if name is not None and "=" in name:
         changes.insert(0, name)
         name = None
     config, directory = recipe.load_run(name, changes, out)
+    gate = Gate.of(*budget)
     with stoppable():
-        told = recipe.execute(config, directory, stages or config.stages(), reconfigure=reconfigure)
+        told = recipe.execute(
+            config, directory, stages or config.stages(), reconfigure=reconfigure, gate=gate
+        )
     for line in told:
         typer.echo(line)
 
 
 def main() -> None:
     """Entry point. Exit codes: 1 for a constitution that does not pass, 2 for a wrong setup, 3 for
-    too many failed calls, 130 for Ctrl-C."""
+    too many failed calls, 4 for a budget that is spent, 130 for Ctrl-C."""
     try:
         app()
     except RlaifError as e:

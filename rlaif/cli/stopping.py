@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import typer
 
+from rlaif.errors import AskingStopped
+
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """Ends a task that is stopped by hand with one line and exit code 130."""
+    """Ends a task that is stopped, by hand (exit code 130) or by a budget, with the command that
+    goes on."""
     try:
         yield
+    except AskingStopped as e:
+        typer.echo(f"rlaif: {e}: {command()}", err=True)
+        raise typer.Exit(e.exit_code) from None
     except KeyboardInterrupt:
         # Caught here because typer would end in silence.
         typer.echo(
-            "rlaif: stopped; every answer so far is stored, the same command goes on", err=True
+            f"rlaif: stopped; every answer so far is stored, this goes on: {command()}", err=True
         )
         raise typer.Exit(130) from None
+
+
+def command() -> str:
+    """The command line that was given."""
+    return shlex.join(["rlaif", *sys.argv[1:]])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -114,11 +114,11 @@ class ConstitutionFile:
         places = self.principle_places[principle]
         return places.get(field, places[""])
 
-    def check_wordings(self, prompts: Sequence[Prompt]) -> None:
+    def check_wordings(self, prompts: Iterable[Prompt]) -> None:
         """Renders every wording for every prompt that its principle applies to, before anything is
         asked. Raises SetupError with file, line, principle and prompt."""
         for principle in self.constitution.principles:
-            for prompt in prompts:
+            for prompt in prompts if principle.asks_the_prompt else ():
                 if not principle.applies(prompt):
                     continue
                 try:

@@ -110,6 +110,11 @@ class Principle(PrincipleFields):
         """Whether the principle is asked about answers to this prompt."""
         return Condition.of(self.applies_when).holds(prompt.tags, prompt.metadata)
 
+    @property
+    def asks_the_prompt(self) -> bool:
+        """Whether a wording may depend on the prompt that it is shown with."""
+        return any("prompt" in self.__dict__[field] for field in WORDINGS)
+
     def worded(self, prompt: Prompt) -> Principle:
         """The principle with its wordings rendered for a prompt. Raises SetupError, with the field
         in front, for a wording that cannot be: it uses metadata that this prompt lacks, say."""

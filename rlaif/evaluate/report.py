@@ -80,4 +80,10 @@ def _in_order(report: Report) -> list[tuple[str, StageCost]]:
 
 def _total(report: Report) -> StageCost:
     costs = [cost.model_dump() for cost in report.cost.values()]
-    return StageCost(**{key: sum(cost[key] for cost in costs) for key in StageCost.model_fields})
+    return StageCost(
+        **{
+            # One price that is not known makes the sum unknown.
+            key: None if any(cost[key] is None for cost in costs) else sum(c[key] for c in costs)
+            for key in StageCost.model_fields
+        }
+    )

@@ -279,6 +279,12 @@ class StageCost(Record):
     calls_failed: Count
     prompt_tokens: Count
     completion_tokens: Count
+    cached_tokens: Count = 0
+    """Of the prompts' tokens those that a provider read from its cache."""
+    usd: Amount | None = None
+    """Spent on the calls made, in US dollars; None: a price is not known."""
+    asking_s: Amount = 0.0
+    """Seconds with a call in flight."""
     seconds: Amount
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,10 +16,12 @@ from rlaif.judge.config import AskConfig, JudgeConfig
 from rlaif.judge.forms import Ask, Asked, Form
 from rlaif.judge.injections import INJECTED
 from rlaif.models.client import Answer, Client
+from rlaif.models.flow import flow
 from rlaif.types import ChatRequest, Comparison, Judgment, Message, Prompt, Response
 
-Show = Callable[[str, int], Any]
-"""Opens a progress display: label, total -> context manager that gives `advance(done, note)`."""
+Show = Callable[[str, int, str], Any]
+"""Opens a progress display: label, total, unit -> context manager that gives
+`advance(done, note)`."""
 
 
 EXAMPLE = Pair(
@@ -46,6 +49,24 @@ class Judged(NamedTuple):
     """By pair in the order of the pairs, and in the order asked."""
     comparisons: list[Comparison]
     """One a pair, in the order of the pairs."""
+
+
+class OfPair(NamedTuple):
+    """What one judge says of one pair."""
+
+    pair: Pair
+    judgments: list[Judgment]
+    """In the order asked."""
+    comparison: Comparison
+
+
+def together(found: Iterable[OfPair]) -> Judged:
+    """What one judge says of many pairs."""
+    judged = Judged([], [])
+    for of_pair in found:
+        judged.judgments.extend(of_pair.judgments)
+        judged.comparisons.append(of_pair.comparison)
+    return judged
 
 
 class Tiers:
@@ -131,11 +152,10 @@ class Judge:
         model = client.model
         self.name = name
         self.form = Form(config, Asked(model.identity, model.gives_logprobs, model.max_n))
-        self._client = client
+        self.client = client
         self._tiers = tiers
         self._rule = rule
         self._field = field.removesuffix(".model")
-        self._checked = False
         self.form.check(field)
 
     def way(self) -> Mapping[str, Any]:
@@ -162,68 +182,64 @@ class Judge:
         }
 
     async def judge(self, pairs: Sequence[Pair], show: Show) -> Judged:
-        """Asks tier after tier, the next one only for the pairs that are still undecided.
+        """What `of_pair` says of each pair, many of them at once."""
+        found: list[OfPair] = []
+        with show("judging", len(pairs), "comparisons") as advance:
+
+            def told(of_pair: OfPair) -> None:
+                found.append(of_pair)
+                advance(len(found), self.client.note)
+
+            await flow(pairs, self.of_pair, told, window=self.client.window)
+        return together(found)
+
+    async def of_pair(self, pair: Pair) -> OfPair:
+        """Asks tier after tier, the next one only if the pair is still undecided. Within a tier all
+        is asked at once, so that a server's cache serves what the calls share.
 
         A call that failed makes its judgment unscored. Raises SetupError, before anything is
         asked, where the judge's server cannot give what the mode reads.
         """
-        given: list[list[Judgment]] = [[] for _ in pairs]
-        comparisons: list[Comparison | None] = [None] * len(pairs)
-        undecided = list(range(len(pairs)))
-        tiers = [self._tiers.of(pair) for pair in pairs]
-        for depth in range(len(self._tiers)):
-            undecided = [i for i in undecided if depth < max(len(tiers[i]), 1)]
+        tiers = self._tiers.of(pair)
+        given: list[Judgment] = []
+        for depth in range(max(len(tiers), 1)):
             asks = [
-                (i, Ask(pairs[i], principle.worded(pairs[i].prompt), order))
-                for i in undecided
-                for principle in (tiers[i][depth] if tiers[i] else ())
+                Ask(pair, principle.worded(pair.prompt), order)
+                for principle in (tiers[depth] if tiers else ())
                 for order in self.form.orders
             ]
-            found = await self._ask([ask for _, ask in asks], show)
-            for (i, _), judgment in zip(asks, found, strict=True):
-                given[i].append(judgment)
-            for i in undecided:
-                comparisons[i] = compare(
-                    pairs[i],
-                    given[i],
-                    tiers[i][: depth + 1],
-                    self._rule,
-                    judge=self.name,
-                    orders=len(self.form.orders),
-                )
-            undecided = [
-                i
-                for i, found_i in enumerate(comparisons)
-                if found_i and found_i.outcome == "tie" and not pairs[i].same_text
-            ]
-        return Judged(
-            [j for of_pair in given for j in of_pair], [c for c in comparisons if c is not None]
-        )
+            given += await asyncio.gather(*(self._judgment(ask) for ask in asks))
+            comparison = compare(
+                pair,
+                given,
+                tiers[: depth + 1],
+                self._rule,
+                judge=self.name,
+                orders=len(self.form.orders),
+            )
+            if comparison.outcome != "tie" or pair.same_text:
+                break
+        return OfPair(pair, given, comparison)
 
-    async def _ask(self, asks: Sequence[Ask], show: Show) -> list[Judgment]:
-        form = self.form
-        before = [form.before(ask) for ask in asks]
-        texts = await self._ask_all([r for rs in before for r in rs], show, "critiques")
-        verdicts = []
-        for ask, requests in zip(asks, before, strict=True):
-            said = [texts[call_key(r)] for r in requests]
-            quoted = [
-                answer.choices[0].text for answer in said if not isinstance(answer, CallError)
-            ]
-            # Nothing is asked where what the verdict should quote has failed.
-            verdicts.append(form.verdict(ask, quoted) if len(quoted) == len(said) else [])
-        answers = await self._ask_all([r for rs in verdicts for r in rs], show, "judgments")
-        answers |= texts
-        return [
-            self._judgment(ask, [*requests_before, *requests], len(requests), answers)
-            for ask, requests_before, requests in zip(asks, before, verdicts, strict=True)
-        ]
+    async def _judgment(self, ask: Ask) -> Judgment:
+        before = self.form.before(ask)
+        said = await self._answers(before)
+        quoted = [answer.choices[0].text for answer in said if not isinstance(answer, CallError)]
+        # Nothing is asked where what the verdict should quote has failed.
+        verdicts = self.form.verdict(ask, quoted) if len(quoted) == len(said) else []
+        answers = [*said, *await self._answers(verdicts)]
+        return self._read(ask, [*before, *verdicts], len(verdicts), answers)
 
-    def _judgment(
-        self, ask: Ask, requests: Sequence[ChatRequest], verdicts: int, answers: dict[str, Answer]
+    async def _answers(self, requests: Sequence[ChatRequest]) -> list[Answer]:
+        ask = self.client.ask
+        if len(requests) == 1:
+            return [await ask(requests[0], self._check_reading)]
+        return list(await asyncio.gather(*(ask(r, self._check_reading) for r in requests)))
+
+    def _read(
+        self, ask: Ask, requests: Sequence[ChatRequest], verdicts: int, given: Sequence[Answer]
     ) -> Judgment:
         calls = tuple(call_key(r) for r in requests)
-        given = [answers[call] for call in calls]
         failed = [answer.reason for answer in given if isinstance(answer, CallError)]
         p_first = mass = scores = None
         reason = failed[0] if failed else ""
@@ -244,20 +260,10 @@ class Judge:
             calls=calls,
         )
 
-    async def _ask_all(
-        self, requests: Sequence[ChatRequest], show: Show, label: str
-    ) -> dict[str, Answer]:
-        distinct = {call_key(r): r for r in requests}
-        with show(label, len(distinct)) as advance:
-            answers = await self._client.ask_all(
-                list(distinct.values()), advance, self._check_reading
-            )
-        return dict(zip(distinct, answers, strict=True))
-
     async def _check_reading(self) -> None:
         """Whether the judge can be read as its mode wants it, before a call is paid for."""
-        model, form = self._client.model, self.form
-        if not form.reads_logprobs or self._checked:
+        model, form = self.client.model, self.form
+        if not form.reads_logprobs:
             return
         tokens = await model.first_tokens(form.first_tokens)
         if tokens is not None:
@@ -282,4 +288,3 @@ class Judge:
                 field=f"{self._field}.mode",
                 fix=f"use {single}structured or votes, with logprobs: false",
             )
-        self._checked = True

@@ -109,7 +109,7 @@ async def _ask(
                 fix="with logprobs: false its answers are read as text",
             )
 
-    with show("judgments", len(distinct)) as advance:
+    with show("judging", len(distinct), "calls") as advance:
         answers = await client.ask_all(list(distinct.values()), advance, check)
     found = dict(zip(distinct, answers, strict=True))
     return [

@@ -3,6 +3,7 @@ for what they leave in doubt."""
 
 from __future__ import annotations
 
+import asyncio
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
@@ -12,11 +13,12 @@ from rlaif.constitution import Constitution
 from rlaif.errors import SetupError
 from rlaif.files import digest
 from rlaif.judge.aggregate import Pair, Rule, merge, overrule
-from rlaif.judge.ask import Judge, Judged, Show, Tiers
+from rlaif.judge.ask import Judge, Judged, OfPair, Show, Tiers, together
 from rlaif.judge.cascade import doubt, split
 from rlaif.judge.config import AskConfig, CascadeConfig, JudgeConfig
 from rlaif.judge.design import Adaptive, Group, fixed_design
 from rlaif.models.client import Client
+from rlaif.models.flow import Stream, flow
 from rlaif.types import Comparison, Judgment
 
 Open = Callable[[AskConfig, str], AbstractAsyncContextManager[Client]]
@@ -60,17 +62,31 @@ class Panel:
         self._seed = seed
         self._open = open_client
 
-    async def judge_groups(self, groups: Sequence[Group], show: Show) -> Verdicts:
-        """Asks about the pairs that `comparisons` chooses. An adaptive choice follows what the
-        first judge says; the others are asked about the same pairs."""
-        config = self._config
-        kind, m = config.comparisons, config.comparisons_per_prompt
-        if kind != "adaptive":
-            return await self.judge_pairs(fixed_design(kind, groups, m, self._seed), show)
-        assert m is not None, "the config demands a number with adaptive"
+    async def judge_groups(self, groups: Stream[Group], total: int, show: Show) -> Verdicts:
+        """Asks about the pairs that `comparisons` chooses in each of `total` groups.
+
+        One judge alone is asked about a group as soon as it comes. Where there are several, the
+        first is asked about all groups before the next is: a machine mostly holds one served model
+        at a time. An adaptive choice follows what the first judge says; the others are asked about
+        the same pairs.
+        """
+        found: list[OfPair] = []
         async with self._judges() as judges:
-            pairs, first = await self._adaptive(judges[0], groups, m, show)
-            return await self._together(judges, pairs, first, show)
+            judge = judges[0]
+            with show("judging", total, "prompts") as advance:
+                count = 0
+
+                def told(of_group: list[OfPair]) -> None:
+                    nonlocal count
+                    count += 1
+                    found.extend(of_group)
+                    advance(count, judge.client.note)
+
+                await flow(
+                    groups, lambda g: self._of_group(judge, g), told, window=judge.client.window
+                )
+            pairs = [of_pair.pair for of_pair in found]
+            return await self._together(judges, pairs, together(found), show)
 
     async def judge_pairs(self, pairs: Sequence[Pair], show: Show) -> Verdicts:
         """Asks every judge about every pair, and the strong one where there is doubt."""
@@ -101,28 +117,21 @@ class Panel:
                 found.append(judge)
             yield found
 
-    async def _adaptive(
-        self, judge: Judge, groups: Sequence[Group], m: int, show: Show
-    ) -> tuple[list[Pair], Judged]:
-        rankings = [Adaptive(len(responses)) for _, responses in groups]
-        said: list[list[tuple[Pair, Comparison]]] = [[] for _ in groups]
-        judgments: dict[str, list[Judgment]] = defaultdict(list)
-        for _ in range(m):
-            chosen = [(g, at) for g, r in enumerate(rankings) if (at := r.next()) is not None]
-            if not chosen:
-                break
-            pairs = [Pair(groups[g][0], groups[g][1][i], groups[g][1][j]) for g, (i, j) in chosen]
-            found = await judge.judge(pairs, show)
-            for judgment in found.judgments:
-                judgments[judgment.comparison_id].append(judgment)
-            for (g, at), pair, comparison in zip(chosen, pairs, found.comparisons, strict=True):
-                rankings[g].add(*at, comparison.p_first)
-                said[g].append((pair, comparison))
-        asked = [pair for of_group in said for pair, _ in of_group]
-        return asked, Judged(
-            [j for pair in asked for j in judgments[pair.id]],
-            [comparison for of_group in said for _, comparison in of_group],
-        )
+    async def _of_group(self, judge: Judge, group: Group) -> list[OfPair]:
+        prompt, responses = group
+        kind, m = self._config.comparisons, self._config.comparisons_per_prompt
+        if kind != "adaptive":
+            pairs = fixed_design(kind, [group], m, self._seed)
+            return list(await asyncio.gather(*(judge.of_pair(pair) for pair in pairs)))
+        assert m is not None, "the config demands a number with adaptive"
+        ranking = Adaptive(len(responses))
+        said: list[OfPair] = []
+        while len(said) < m and (at := ranking.next()) is not None:
+            i, j = at
+            of_pair = await judge.of_pair(Pair(prompt, responses[i], responses[j]))
+            ranking.add(i, j, of_pair.comparison.p_first)
+            said.append(of_pair)
+        return said
 
     async def _together(
         self, judges: Sequence[Judge], pairs: Sequence[Pair], first: Judged, show: Show

@@ -22,6 +22,9 @@ class ChatModel(ABC):
     max_n: int
     """Most answers that one request may ask for."""
 
+    window: int | None = None
+    """How many calls the model wants in flight at once, where it is not the user's choice."""
+
     heard: Callable[[Mapping[str, str]], None] = staticmethod(lambda headers: None)
     """Told the headers (names in lower case) of every response, of refusals too: a limiter reads
     the provider's rate limits there."""

@@ -1,4 +1,4 @@
-"""The one caller of models: owns the window of calls in flight, retries, the store and the bill."""
+"""The one caller of models: owns the calls in flight, retries, the store and the bill."""
 
 from __future__ import annotations
 
@@ -7,15 +7,38 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import tenacity
 
 from rlaif.callstore import CallStore, call_key
-from rlaif.errors import CallError, CallRateLimited, CallTransient
+from rlaif.errors import (
+    CallError,
+    CallRateLimited,
+    CallTransient,
+    RlaifError,
+)
 from rlaif.models.base import ChatModel
+from rlaif.models.flow import flow
+from rlaif.models.gate import Gate
+from rlaif.models.limits import Limiter, Limits
+from rlaif.progress import say
 from rlaif.types import ChatReply, ChatRequest
 
 Answer = ChatReply | CallError
+Ready = Callable[[], Awaitable[None]]
+CHARACTERS_A_TOKEN = 4
+"""What a request's tokens are guessed from until its answer tells them."""
+
+REMEMBERED = 50_000
+"""Keys of which the bill remembers that it has counted them."""
+
+
+class Price(Protocol):
+    """What an answer costs."""
+
+    def usd(self, reply: ChatReply) -> float:
+        """US dollars."""
 
 
 @dataclass
@@ -28,16 +51,24 @@ class Bill:
     calls_failed: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    cached_tokens: int = 0
+    """Of the prompts' tokens those that a provider read from its cache."""
+    usd: float | None = 0.0
+    """Spent in this run, in US dollars; None: a price is not known."""
+    asking_s: float = field(default=0.0, compare=False)
+    """Seconds with a call in flight; the start of a server is not in it."""
     failures: Counter[str] = field(default_factory=Counter)
     """What the providers said of the calls that failed."""
 
-    def add_reply(self, reply: ChatReply, *, stored: bool) -> None:
+    def add_reply(self, reply: ChatReply, *, stored: bool, usd: float | None = 0.0) -> None:
         if stored:
             self.calls_from_store += 1
         else:
             self.calls_made += 1
+            self.usd = None if usd is None or self.usd is None else self.usd + usd
         self.prompt_tokens += reply.prompt_tokens
         self.completion_tokens += reply.completion_tokens
+        self.cached_tokens += reply.cached_tokens
 
     def add(self, other: Bill) -> None:
         """Takes over what another bill counts."""
@@ -46,11 +77,18 @@ class Bill:
         self.calls_failed += other.calls_failed
         self.prompt_tokens += other.prompt_tokens
         self.completion_tokens += other.completion_tokens
+        self.cached_tokens += other.cached_tokens
+        self.usd = None if self.usd is None or other.usd is None else self.usd + other.usd
+        self.asking_s += other.asking_s
         self.failures += other.failures
 
 
 class Client:
-    """Asks one model through the store. Belongs to one event loop."""
+    """Asks one model through the store. Belongs to one event loop.
+
+    A call that was sent is answered and stored even where whoever asked for it has been cancelled:
+    `drain` waits for it.
+    """
 
     def __init__(
         self,
@@ -61,88 +99,218 @@ class Client:
         concurrency: int,
         attempts: int,
         longest_wait_s: float = 60.0,
+        limits: Limits | None = None,
+        gate: Gate | None = None,
+        price: Price | None = None,
     ) -> None:
-        """`longest_wait_s` bounds one wait between two attempts, whatever a provider asks for: a
-        Retry-After of a day should end as a failed call, not as a silent day."""
+        """`longest_wait_s` bounds the wait between two attempts of one call where the provider does
+        not say how long to wait. `price` None: not known."""
         self.model = model
+        self.bill = bill
+        self.window = 4 * (model.window or concurrency)
+        """How many items a stage works on at once, so that slow ones do not leave places empty."""
         self._store = store
-        self._bill = bill
-        self._concurrency = concurrency
         self._attempts = attempts
-        self._longest_wait_s = longest_wait_s
         self._backoff = tenacity.wait_random_exponential(multiplier=0.5, max=longest_wait_s)
+        self._retrying = tenacity.AsyncRetrying(
+            retry=tenacity.retry_if_exception_type(CallTransient),
+            stop=tenacity.stop_after_attempt(attempts - 1),
+            wait=self._wait_s,
+            reraise=True,
+        )
+        self._limiter = Limiter(limits or Limits(), concurrency=model.window or concurrency)
+        self._gate = gate or Gate()
+        self._price = price
+        self._asking: dict[str, asyncio.Task[Answer]] = {}
+        self._sent: set[asyncio.Task[Answer]] = set()
+        self._busy_since = 0.0
+        self._checks: dict[Ready, asyncio.Task[None]] = {}
+        self._stopped: Exception | None = None
+        self._billed: dict[str, None] = {}
+        self._unsaved: list[tuple[str, ChatRequest, ChatReply, float]] = []
+        self._saved: asyncio.Future[None] | None = None
+        model.heard = self._limiter.heard
+
+    async def ask(self, request: ChatRequest, before: Ready | None = None) -> Answer:
+        """The answer from the store, or the model's; a call that failed is its CallError.
+
+        If it is not in the store the model's `check` runs first and then `before`, each of them
+        once in the life of this client; what they raise stops all calls. A request that is in
+        flight already is not sent again. Raises SetupError, StoreError, ProviderDown and
+        AskingStopped: after one of them no call is made.
+        """
+        key = call_key(request)
+        stored = self._store.get(key)
+        if stored is not None:
+            self._bill_once(key, stored, stored=True)
+            return stored
+        task = self._asking.get(key)
+        if task is None:
+            task = asyncio.create_task(self._settle(key, request, before))
+            self._asking[key] = task
+            task.add_done_callback(lambda done: self._ended(key, done))
+        # Whoever waits may be cancelled; what is paid for must be stored all the same.
+        return await asyncio.shield(task)
 
     async def ask_all(
         self,
         requests: Sequence[ChatRequest],
         advance: Callable[[int, str], None],
-        before: Callable[[], Awaitable[None]] | None = None,
+        before: Ready | None = None,
     ) -> list[Answer]:
-        """Answers in the order of the requests; a call that failed is its CallError.
-
-        If anything is missing from the store, the model's `check` runs first, then `before`; what
-        they raise stops everything before the first call.
-
-        Each distinct request is asked once. SetupError and StoreError stop everything: the calls
-        in flight are cancelled, what was answered is in the store.
-        """
+        """Answers in the order of the requests; see `ask`. Each distinct request is asked once."""
         distinct: dict[str, ChatRequest] = {call_key(r): r for r in requests}
-        answers: dict[str, Answer] = {}
-        missing: list[tuple[str, ChatRequest]] = []
-        for key, request in distinct.items():
-            stored = self._store.get(key)
-            if stored is None:
-                missing.append((key, request))
-            else:
-                self._bill.add_reply(stored, stored=True)
-                answers[key] = stored
-        if missing:
-            await self.model.check()
-            if before is not None:
-                await before()
-        advance(len(answers), "")
+        answers: list[Answer] = []
 
-        window = asyncio.Semaphore(self._concurrency)
+        def told(answer: Answer) -> None:
+            answers.append(answer)
+            advance(len(answers), self.note)
 
-        async def settle(key: str, request: ChatRequest) -> None:
-            await window.acquire()
-            answers[key] = await self._ask(request)
-            # Not released by an error that stops everything: the next call must not start.
-            window.release()
-            tokens = self._bill.completion_tokens
-            advance(len(answers), f"{tokens} tokens answered")
+        await flow(distinct.values(), lambda r: self.ask(r, before), told, window=self.window)
+        by_key = dict(zip(distinct, answers, strict=True))
+        return [by_key[call_key(r)] for r in requests]
 
+    @property
+    def note(self) -> str:
+        """What stands beside a progress bar."""
+        return f"{self.bill.completion_tokens} tokens answered"
+
+    async def drain(self) -> None:
+        """Makes no more calls, and waits for those that were sent: they are paid for."""
+        waiting = set(self._asking.values()) - self._sent
+        for task in waiting:
+            task.cancel()
+        if self._sent:
+            say(f"waiting for {len(self._sent)} calls in flight (Ctrl-C: leave them)")
+        for check in self._checks.values():
+            check.cancel()
+        left = (*waiting, *self._sent, *self._checks.values())
+        await asyncio.gather(*left, return_exceptions=True)
+
+    def _ended(self, key: str, task: asyncio.Task[Answer]) -> None:
+        del self._asking[key]
+        if not task.cancelled():
+            task.exception()  # seen, also where nobody waits any more
+
+    async def _settle(self, key: str, request: ChatRequest, before: Ready | None) -> Answer:
+        await self._once(self.model.check)
+        if before is not None:
+            await self._once(before)
         try:
-            async with asyncio.TaskGroup() as group:
-                for key, request in missing:
-                    group.create_task(settle(key, request))
-        except BaseExceptionGroup as e:
-            raise e.exceptions[0] from None
-        return [answers[call_key(r)] for r in requests]
-
-    async def _ask(self, request: ChatRequest) -> Answer:
-        retrying = tenacity.AsyncRetrying(
-            retry=tenacity.retry_if_exception_type(CallTransient),
-            stop=tenacity.stop_after_attempt(self._attempts),
-            wait=self._wait_s,
-            reraise=True,
-        )
+            return await self._attempt(key, request)
+        except CallTransient as e:
+            if self._attempts == 1:
+                return self._failed(e)
+            first = e
+        # The first attempt goes without tenacity, which costs as much as the rest of a call.
+        await asyncio.sleep(self._wait_after(first, 1))
         try:
-            async for attempt in retrying:
-                with attempt:
-                    start = time.monotonic()
-                    reply = await self.model.ask(request)
-                    # Stored before anyone sees it: what was paid for survives a kill from here on.
-                    self._store.put(request, reply, time.monotonic() - start)
+            return await self._retrying.copy()(self._attempt, key, request)
         except CallError as e:
-            self._bill.calls_failed += 1
-            self._bill.failures[f"{e.reason}: {e}"] += 1
-            return e
-        self._bill.add_reply(reply, stored=False)
+            return self._failed(e)
+
+    async def _once(self, check: Ready) -> None:
+        if (task := self._checks.get(check)) is None:
+            task = self._checks[check] = asyncio.create_task(_run(check))
+        if not task.done() or task.exception() is not None:
+            await asyncio.shield(task)
+
+    async def _attempt(self, key: str, request: ChatRequest) -> Answer:
+        """One try. Raises CallTransient; another CallError is the answer."""
+        guess = sum(len(m.content) for m in request.messages) // CHARACTERS_A_TOKEN
+        guess += request.sampling.max_tokens * request.sampling.n
+        await self._limiter.enter(guess)
+        error: CallError | None = None
+        tokens, start, seconds = 0, time.monotonic(), 0.0
+        task = self._asking[key]
+        try:
+            if self._stopped is not None:
+                raise self._stopped
+            self._gate.admit()
+            if not self._sent:
+                self._busy_since = start
+            self._sent.add(task)
+            try:
+                reply = await self.model.ask(request)
+            except BaseException:
+                self._gate.gave_nothing()
+                raise
+            finally:
+                seconds = time.monotonic() - start
+            tokens = reply.prompt_tokens + reply.completion_tokens
+            # The place is kept until the answer is stored: what a kill can lose is what is in
+            # flight, and never more than the window.
+            await self._save(key, request, reply, seconds)
+        except CallTransient as e:
+            error = e
+            raise
+        except CallError as e:
+            error = e
+            return self._failed(e)
+        except Exception as e:
+            # Before the place is free: the next call must not start.
+            self._stopped = self._stopped or e
+            raise
+        finally:
+            self._limiter.leave(error, tokens, seconds)
+            self._left(task)
+        usd = None if self._price is None else self._price.usd(reply)
+        self._gate.usd += usd or 0.0
+        self._bill_once(key, reply, stored=False, usd=usd)
         return reply
+
+    def _left(self, task: asyncio.Task[Answer]) -> None:
+        if task in self._sent:
+            self._sent.remove(task)
+            if not self._sent:
+                self.bill.asking_s += time.monotonic() - self._busy_since
+
+    def _bill_once(
+        self, key: str, reply: ChatReply, *, stored: bool, usd: float | None = 0.0
+    ) -> None:
+        """One answer that several judgments rest on counts once. They are asked for close to each
+        other, so the last keys are enough to remember."""
+        if key not in self._billed:
+            self._billed[key] = None
+            if len(self._billed) > REMEMBERED:
+                del self._billed[next(iter(self._billed))]
+            self.bill.add_reply(reply, stored=stored, usd=usd)
+
+    def _failed(self, error: CallError) -> CallError:
+        self.bill.calls_failed += 1
+        self.bill.failures[f"{error.reason}: {error}"] += 1
+        return error
+
+    async def _save(self, key: str, request: ChatRequest, reply: ChatReply, seconds: float) -> None:
+        """Commits before anyone sees the reply: what was paid for survives a kill from here on.
+        Replies that came in the same turn of the event loop share a commit."""
+        self._unsaved.append((key, request, reply, seconds))
+        if self._saved is None:
+            loop = asyncio.get_running_loop()
+            self._saved = loop.create_future()
+            loop.call_soon(self._commit, self._saved)
+        await asyncio.shield(self._saved)
+
+    def _commit(self, saved: asyncio.Future[None]) -> None:
+        rows, self._unsaved, self._saved = self._unsaved, [], None
+        try:
+            self._store.put_many(rows)
+        except RlaifError as e:
+            saved.set_exception(e)
+        else:
+            saved.set_result(None)
 
     def _wait_s(self, state: tenacity.RetryCallState) -> float:
         error = state.outcome.exception() if state.outcome else None
+        return self._wait_after(error, state.attempt_number + 1)
+
+    def _wait_after(self, error: BaseException | None, attempts: int) -> float:
         if isinstance(error, CallRateLimited) and error.wait_s is not None:
-            return min(error.wait_s, self._longest_wait_s)
+            return 0.0  # the limiter holds all calls back for so long
+        state = tenacity.RetryCallState(self._retrying, None, (), {})
+        state.attempt_number = attempts
         return self._backoff(state)
+
+
+async def _run(check: Ready) -> None:
+    await check()

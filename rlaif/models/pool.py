@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -17,8 +18,11 @@ from rlaif.models.anthropic_messages import KEY, TOKEN, AnthropicModel
 from rlaif.models.base import ChatModel
 from rlaif.models.client import Bill, Client
 from rlaif.models.fake import FakeModel
+from rlaif.models.gate import Gate
+from rlaif.models.limits import Limits
 from rlaif.models.names import ModelName, api_key, parse_model
 from rlaif.models.openai_compatible import OpenAIModel
+from rlaif.models.served import ServedModel
 from rlaif.models.server import ServerConfig, VLLMServer
 from rlaif.progress import Status, say
 from rlaif.types import ChatReply, ChatRequest, Record
@@ -38,6 +42,8 @@ class ModelConfig(Record):
     """How often one call is tried before it counts as failed."""
     timeout_s: float = Field(default=600.0, gt=0)
     """Seconds that one call may take."""
+    limits: Limits = Limits()
+    """What the provider allows, and whether to find the best number of calls in flight."""
     server: ServerConfig = ServerConfig()
     """The vLLM server that we start, for vllm/… and embedded/…"""
 
@@ -137,12 +143,12 @@ class ManagedModel(ChatModel):
         self._start = server
         self._timeout_s = timeout_s
         self._server: VLLMServer | None = None
-        self._inner: OpenAIModel | None = None
+        self._inner: ServedModel | None = None
 
     async def check(self) -> None:
         await self.aclose()
         self._server = await self._start()
-        self._inner = OpenAIModel(
+        self._inner = ServedModel(
             self._server.name,
             identity=self.identity,
             api_key=self._server.api_key,
@@ -157,7 +163,7 @@ class ManagedModel(ChatModel):
         return await self._checked.probe_logprobs()
 
     @property
-    def _checked(self) -> OpenAIModel:
+    def _checked(self) -> ServedModel:
         assert self._inner is not None, "the client calls check() before it asks"
         return self._inner
 
@@ -182,8 +188,13 @@ class ModelPool:
     """Opens models. A managed server stays up until another one is needed or `close_servers`: no
     stage asks two at once, and neither a GPU nor a small machine holds two."""
 
-    def __init__(self, store: CallStore, logs: Path, extra: Mapping[str, Provider]) -> None:
-        """`extra` adds model schemes from higher floors: scheme -> provider."""
+    def __init__(
+        self, store: CallStore, logs: Path, extra: Mapping[str, Provider], gate: Gate
+    ) -> None:
+        """`extra` adds model schemes from higher floors: scheme -> provider. All calls pass the
+        one `gate`."""
+        self._gate = gate
+        self._starting = asyncio.Lock()
         self._store = store
         self._logs = logs
         self._extra = extra
@@ -193,16 +204,22 @@ class ModelPool:
     async def open(self, config: ModelConfig, field: str, bill: Bill) -> AsyncIterator[Client]:
         """A client for `config.model`. `field` is where the string stands, for messages."""
         model = self._provider(config, field)
+        client = Client(
+            model,
+            self._store,
+            bill,
+            concurrency=config.concurrency,
+            attempts=config.attempts,
+            limits=config.limits,
+            gate=self._gate,
+        )
         try:
-            yield Client(
-                model,
-                self._store,
-                bill,
-                concurrency=config.concurrency,
-                attempts=config.attempts,
-            )
+            yield client
         finally:
-            await model.aclose()
+            try:
+                await client.drain()
+            finally:
+                await model.aclose()
 
     def _provider(self, config: ModelConfig, field: str) -> ChatModel:
         scheme = config.model.partition("/")[0]
@@ -229,19 +246,30 @@ class ModelPool:
                     config.timeout_s,
                 )
             case "http":
-                key = os.environ.get("RLAIF_HTTP_API_KEY", "none")
+                assert name.base_url is not None
+                return ServedModel(
+                    name.rest,
+                    identity=identity,
+                    api_key=os.environ.get("RLAIF_HTTP_API_KEY", "none"),
+                    base_url=name.base_url,
+                    timeout_s=config.timeout_s,
+                )
             case "openai":
                 _, key = api_key(OPENAI_KEY, field=field)
-        return OpenAIModel(
-            name.rest,
-            identity=identity,
-            api_key=key,
-            base_url=name.base_url,
-            timeout_s=config.timeout_s,
-        )
+                return OpenAIModel(
+                    name.rest,
+                    identity=identity,
+                    api_key=key,
+                    base_url=None,
+                    timeout_s=config.timeout_s,
+                )
 
     async def _running(self, config: ModelConfig, field: str) -> VLLMServer:
-        weights = weights_of(config.model, field)
+        # Two stages at work at the same time share one server.
+        async with self._starting:
+            return await self._started(config, weights_of(config.model, field))
+
+    async def _started(self, config: ModelConfig, weights: str) -> VLLMServer:
         server = self._server
         if server is not None and (server.weights, server.config) == (weights, config.server):
             return server

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -72,8 +70,6 @@ class _Asked(NamedTuple):
     verdicts: Verdicts
     bills: Mapping[str, Bill]
     """Field of the judge -> what it was asked for."""
-    seconds: float
-    """Spent asking; the start of a server is not in it."""
 
 
 async def run(config: JudgeConfig, work: Workspace) -> None:
@@ -282,32 +278,17 @@ async def _ask(
     pairs: Sequence[Pair],
 ) -> _Asked:
     bills: dict[str, Bill] = {}
-    seconds: list[float] = []
-
-    @contextmanager
-    def timed(label: str, total: int) -> Iterator[Any]:
-        # The first advance comes when the server is up and the stored answers are read.
-        start: list[float] = []
-        with progress(label, total, "calls") as advance:
-
-            def on_advance(done: int, note: str = "") -> None:
-                if not start:
-                    start.append(time.monotonic())
-                advance(done, note)
-
-            yield on_advance
-        seconds.extend(time.monotonic() - at for at in start)
 
     def open_client(asked: AskConfig, field: str) -> Any:
         return work.pool.open(asked, field, bills.setdefault(field, Bill()))
 
     panel = Panel(config, constitution, work.seed, open_client)
     try:
-        verdicts = await panel.judge_pairs(pairs, timed)
+        verdicts = await panel.judge_pairs(pairs, progress)
     finally:
         for of_judge in bills.values():
             bill.add(of_judge)
-    return _Asked(verdicts, bills, sum(seconds))
+    return _Asked(verdicts, bills)
 
 
 async def _way(config: JudgeConfig, constitution: Constitution, work: Workspace) -> str:
@@ -454,7 +435,7 @@ def _cost(config: JudgeConfig, asked: _Asked) -> CertificateCost:
         completion_tokens=total.completion_tokens,
         prompt_tokens_per_1000=total.prompt_tokens * thousand,
         completion_tokens_per_1000=total.completion_tokens * thousand,
-        seconds_per_1000=None if total.calls_from_store else asked.seconds * thousand,
+        seconds_per_1000=None if total.calls_from_store else total.asking_s * thousand,
         usd_per_1000=None if usd is None else usd * thousand,
     )
 

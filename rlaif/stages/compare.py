@@ -157,7 +157,7 @@ async def _judge(
         work.seed,
         lambda asked, field: work.pool.open(asked, field, bill),
     )
-    found = await panel.judge_pairs(pairs, lambda label, total: progress(label, total, "calls"))
+    found = await panel.judge_pairs(pairs, progress)
     return found.comparisons
 
 

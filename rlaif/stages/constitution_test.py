@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import difflib
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -29,7 +27,7 @@ from rlaif.judge.panel import Panel
 from rlaif.models.client import Bill
 from rlaif.models.names import parse_model
 from rlaif.models.pool import check_model, gives_logprobs
-from rlaif.progress import Advance, progress
+from rlaif.progress import progress
 from rlaif.types import Comparison, Judgment, Response
 from rlaif.workspace import Workspace
 
@@ -191,8 +189,6 @@ class _Asking:
         self._config = config
         self._work = work
         self._bill = bill
-        self.seconds = 0.0
-        """Spent asking so far."""
 
     async def all(self, chosen: Sequence[_Chosen]) -> list[CaseResult]:
         """One result a test, in their order."""
@@ -213,7 +209,7 @@ class _Asking:
         config = self._config.model_copy(update={"principles": "all"})
 
         panel = Panel(config, self._constitution, self._work.seed, self._open)
-        verdicts = await panel.judge_pairs(pairs, self._show)
+        verdicts = await panel.judge_pairs(pairs, progress)
         votes = [
             {i: _right(pair, case, vote) for i, vote in comparison.votes.items()}
             for pair, case, comparison in zip(pairs, cases, verdicts.comparisons, strict=True)
@@ -225,8 +221,9 @@ class _Asking:
         )
 
     @property
-    def _asked(self) -> int:
-        return self._bill.calls_made + self._bill.calls_failed
+    def seconds(self) -> float:
+        """Spent asking so far; the start of a server is not in it."""
+        return self._bill.asking_s
 
     async def _pairs(self, cases: Sequence[Case]) -> list[_Told]:
         pairs = [_pair(case) for case in cases]
@@ -236,7 +233,7 @@ class _Asking:
             if case.principle != EVERY
         }
         panel = Panel(self._config, self._constitution, self._work.seed, self._open, under)
-        verdicts = await panel.judge_pairs(pairs, self._show)
+        verdicts = await panel.judge_pairs(pairs, progress)
         return [
             _told_of_pair(case, pair, comparison, verdicts.judgments)
             for case, pair, comparison in zip(
@@ -252,33 +249,12 @@ class _Asking:
             )
             for case in cases
         ]
-        found = await judge_compliance(self._config, questions, self._open, self._show)
+        found = await judge_compliance(self._config, questions, self._open, progress)
         margin = self._config.tie_margin
         return [_told_of_one(case, one, margin) for case, one in zip(cases, found, strict=True)]
 
-    @contextmanager
-    def _show(self, label: str, total: int) -> Iterator[Advance]:
-        with progress(label, total, "calls") as advance, self._timed(advance) as timed:
-            yield timed
-
     def _open(self, asked: AskConfig, field: str) -> Any:
         return self._work.pool.open(asked, field, self._bill)
-
-    @contextmanager
-    def _timed(self, advance: Advance) -> Iterator[Advance]:
-        """The clock starts when the server is up and the stored answers are read: at the first
-        advance. Where everything was stored no time is taken."""
-        start: list[float] = []
-        asked = self._asked
-
-        def started(done: int, note: str = "") -> None:
-            if not start:
-                start.append(time.monotonic())
-            advance(done, note)
-
-        yield started
-        if self._asked > asked:
-            self.seconds += sum(time.monotonic() - at for at in start)
 
 
 def _told_of_pair(

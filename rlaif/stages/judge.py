@@ -18,19 +18,27 @@ from rlaif.evaluate.schema import (
 from rlaif.files import read_jsonl, write_jsonl
 from rlaif.judge.aggregate import Ledger, ledger, ledgers
 from rlaif.judge.config import JudgeConfig
-from rlaif.judge.design import groups_of
+from rlaif.judge.design import Group, groups_of
 from rlaif.judge.panel import Panel
+from rlaif.models.flow import Stream
 from rlaif.progress import progress
 from rlaif.types import Comparison, Judgment, Prompt, Response
 from rlaif.workspace import Workspace
 
 
-async def run(config: JudgeConfig, work: Workspace) -> None:
-    """Writes judgments.jsonl and comparisons.jsonl. Raises TooManyFailures above
-    `max_unscored`."""
+async def run(
+    config: JudgeConfig, work: Workspace, groups: Stream[Group] | None = None, total: int = 0
+) -> None:
+    """Writes judgments.jsonl and comparisons.jsonl. Raises TooManyFailures above `max_unscored`.
+
+    `groups`: the prompts with their responses as the sample stage makes them, about `total` of
+    them; None: what it has written.
+    """
     constitution, _ = load_constitution(config.constitution)
-    responses = read_jsonl(work.responses, Response)
-    prompts = {p.id: p for p in read_jsonl(work.prompts, Prompt)}
+    if groups is None:
+        responses = read_jsonl(work.responses, Response)
+        groups = found = groups_of({p.id: p for p in read_jsonl(work.prompts, Prompt)}, responses)
+        total = len(found)
     async with work.stage("judge") as bill:
         panel = Panel(
             config,
@@ -39,8 +47,7 @@ async def run(config: JudgeConfig, work: Workspace) -> None:
             lambda asked, field: work.pool.open(asked, field, bill),
         )
         pairs, judgments, comparisons, judges, way = await panel.judge_groups(
-            groups_of(prompts, responses),
-            lambda label, total: progress(label, total, "calls"),
+            groups, total, progress
         )
     write_jsonl(work.judgments, judgments)
     work.save_comparisons(comparisons)

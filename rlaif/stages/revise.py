@@ -7,7 +7,6 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -50,7 +49,7 @@ from rlaif.preferences import (
     split_by_prompt,
     write_dataset,
 )
-from rlaif.progress import Advance, progress
+from rlaif.progress import progress
 from rlaif.revise import (
     LABELER,
     Choose,
@@ -310,21 +309,18 @@ async def _ask(
         for r in answers
     ]
     async with work.pool.open(plan.reviser, plan.reviser_field, bill) as client:
-        chains = await revise(
-            originals,
-            config.rounds,
-            chooser(plan.constitution, plan.fixed, work.seed),
-            plan.wording,
-            client,
-            _show,
-        )
+        with progress("revising", len(originals), "answers") as advance:
+            chains = await revise(
+                originals,
+                config.rounds,
+                chooser(plan.constitution, plan.fixed, work.seed),
+                plan.wording,
+                client,
+                advance,
+            )
         reviser = client.model.identity
     lost = Counter(error.reason for error in failed) + Counter(unusable)
     return _Chains(chains, dict(sorted(lost.items())), policy_name, reviser)
-
-
-def _show(label: str, total: int) -> AbstractContextManager[Advance]:
-    return progress(label, total, "calls")
 
 
 async def _judge(
@@ -345,7 +341,8 @@ async def _judge(
         lambda asked, field: work.pool.open(asked, field, bill),
     )
     revised = [r for of_chain in responses if len(of_chain) > 1 for r in of_chain]
-    verdicts = await panel.judge_groups(groups_of({p.id: p for p in plan.prompts}, revised), _show)
+    groups = groups_of({p.id: p for p in plan.prompts}, revised)
+    verdicts = await panel.judge_groups(groups, len(groups), progress)
     write_jsonl(work.revisions / "judged" / "judgments.jsonl", verdicts.judgments)
     write_jsonl(work.revisions / "judged" / "comparisons.jsonl", verdicts.comparisons)
     number_of = {r.id: n for of_chain in responses for n, r in enumerate(of_chain)}

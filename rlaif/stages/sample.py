@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import math
+from collections import Counter
+from dataclasses import dataclass, field
 
 from pydantic import Field
 
-from rlaif.datasets import load_prompts
+from rlaif.datasets import open_prompts
 from rlaif.errors import TooManyFailures
-from rlaif.files import write_jsonl
+from rlaif.files import jsonl_writer
+from rlaif.judge.design import Group
+from rlaif.models.flow import Channel
 from rlaif.models.pool import ModelConfig
 from rlaif.progress import progress
-from rlaif.sample import sample
+from rlaif.sample import Answered, calls_a_prompt, sample_each
 from rlaif.types import Record, Sampling
 from rlaif.workspace import Workspace
 
@@ -41,31 +44,66 @@ class SampleConfig(Record):
         )
 
 
-async def run(config: SampleConfig, policy: ModelConfig, work: Workspace) -> None:
-    """Writes prompts.jsonl and responses.jsonl. Raises TooManyFailures above `max_failed`."""
-    prompts = load_prompts(config.prompts, config.limit)
+@dataclass
+class _Count:
+    """What has come so far."""
+
+    calls: int = 0
+    failed: int = 0
+    responses: int = 0
+    cut: int = 0
+    unusable: Counter[str] = field(default_factory=Counter)
+
+    def add(self, found: Answered) -> None:
+        self.failed += len(found.failed)
+        self.responses += len(found.responses)
+        self.cut += sum(r.finish_reason == "length" for r in found.responses)
+        self.unusable.update(found.unusable)
+
+
+async def run(
+    config: SampleConfig,
+    policy: ModelConfig,
+    work: Workspace,
+    judged: Channel[Group] | None = None,
+) -> None:
+    """Writes prompts.jsonl and responses.jsonl. Each prompt with its responses also goes into
+    `judged`, which is closed at the end. Raises TooManyFailures above `max_failed`."""
+    prompts = open_prompts(config.prompts, config.limit)
+    count = _Count()
     async with work.stage("sample") as bill, work.pool.open(policy, "policy.model", bill) as client:
-        calls = len(prompts) * math.ceil(config.k / min(config.k, client.model.max_n))
-        with progress("sampling", calls, "calls") as advance:
-            responses, failed, unusable = await sample(
-                prompts, config.k, config.sampling(work.seed), client, advance
-            )
-    asked = bill.calls_made + bill.calls_from_store + len(failed)
-    write_jsonl(work.prompts, prompts)
-    write_jsonl(work.responses, responses)
-    cut = sum(r.finish_reason == "length" for r in responses)
+        each = calls_a_prompt(config.k, client.model.max_n)
+        with (
+            jsonl_writer(work.prompts) as write_prompt,
+            jsonl_writer(work.responses) as write_response,
+            progress("sampling", len(prompts) * each, "calls") as advance,
+        ):
+
+            async def told(found: Answered) -> None:
+                count.calls += each
+                count.add(found)
+                write_prompt(found.prompt)
+                for response in found.responses:
+                    write_response(response)
+                advance(count.calls, client.note)
+                if judged is not None and found.responses:
+                    await judged.put((found.prompt, found.responses))
+
+            await sample_each(prompts, config.k, config.sampling(work.seed), client, told)
     work.save_part(
         "sample",
         {
             "policy": client.model.identity,
             "prompts": len(prompts),
-            "responses": len(responses),
-            "unusable": unusable,
-            "truncated_share": cut / len(responses) if responses else None,
+            "responses": count.responses,
+            "unusable": dict(sorted(count.unusable.items())),
+            "truncated_share": count.cut / count.responses if count.responses else None,
         },
     )
-    if len(failed) > config.max_failed * asked:
+    if count.failed > config.max_failed * count.calls:
         raise TooManyFailures(
-            f"{len(failed)} of {asked} calls to the policy failed, "
+            f"{count.failed} of {count.calls} calls to the policy failed, "
             f"sample.max_failed allows {config.max_failed:.0%}; the rest is kept"
         )
+    if judged is not None:
+        await judged.close()
