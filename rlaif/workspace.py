@@ -48,7 +48,7 @@ class Workspace:
         except StoreError:
             self._lock.close()
             raise
-        self.pool = ModelPool(self.store, directory / "logs", providers, gate or Gate())
+        self.pool = ModelPool(self.store, directory / "logs", providers, gate)
         self.prompts = directory / "prompts.jsonl"
         self.responses = directory / "responses.jsonl"
         self.judgments = directory / "judgments.jsonl"

@@ -25,6 +25,7 @@ from rlaif.models.anthropic_messages import AnthropicModel
 from rlaif.models.base import ChatModel
 from rlaif.models.openai_compatible import OpenAIModel
 from rlaif.models.pool import ManagedModel
+from rlaif.models.served import ServedModel
 from rlaif.models.server import VLLMServer
 from rlaif.types import ChatReply, ChatRequest, Message, TokenLogprob
 
@@ -32,8 +33,9 @@ Found = TypeVar("Found")
 KEY = "sk-planted-0123456789"
 
 
-def openai_model(server: Server, timeout_s: float = 10.0, key: str = KEY) -> OpenAIModel:
-    return OpenAIModel(
+def openai_model(server: Server, timeout_s: float = 10.0, key: str = KEY) -> ServedModel:
+    """A server that speaks OpenAI's API."""
+    return ServedModel(
         "m", identity="served/m", api_key=key, base_url=server.url + "/v1", timeout_s=timeout_s
     )
 
@@ -45,10 +47,27 @@ def anthropic_model(
     return AnthropicModel("m", identity="anthropic/m", timeout_s=timeout_s, api_key=KEY)
 
 
-def official(server: Server, monkeypatch: pytest.MonkeyPatch) -> OpenAIModel:
+def official(
+    server: Server, monkeypatch: pytest.MonkeyPatch, timeout_s: float = 10.0
+) -> OpenAIModel:
     """What stands for OpenAI itself."""
     monkeypatch.setenv("OPENAI_BASE_URL", server.url + "/v1")
-    return OpenAIModel("m", identity="openai/m", api_key=KEY, base_url=None, timeout_s=10)
+    return OpenAIModel("m", identity="openai/m", api_key=KEY, timeout_s=timeout_s)
+
+
+PROVIDERS = ("openai", "served", "anthropic")
+
+
+def model_of(
+    provider: str, server: Server, monkeypatch: pytest.MonkeyPatch, timeout_s: float = 10.0
+) -> ChatModel:
+    match provider:
+        case "openai":
+            return official(server, monkeypatch, timeout_s)
+        case "served":
+            return openai_model(server, timeout_s)
+        case _:
+            return anthropic_model(server, monkeypatch, timeout_s)
 
 
 def with_model(model: ChatModel, use: Callable[[ChatModel], Awaitable[Found]]) -> Found:
@@ -221,25 +240,21 @@ def failure(model: ChatModel) -> Exception:
     return caught.value
 
 
+@pytest.mark.parametrize("provider", PROVIDERS)
 @pytest.mark.parametrize(("script", "kind"), FAILURES, ids=NAMES)
-def test_openai_every_failure_is_of_its_kind(
-    server: Server, script: Script, kind: type[Exception]
+def test_every_failure_is_of_its_kind(
+    server: Server,
+    monkeypatch: pytest.MonkeyPatch,
+    provider: str,
+    script: Script,
+    kind: type[Exception],
 ) -> None:
     server.script = [script]
-    assert type(failure(openai_model(server))) is kind
+    assert type(failure(model_of(provider, server, monkeypatch))) is kind
     assert len(server.seen) == 1, "the SDK must not retry: the client does"
 
 
-@pytest.mark.parametrize(("script", "kind"), FAILURES, ids=NAMES)
-def test_anthropic_every_failure_is_of_its_kind(
-    server: Server, monkeypatch: pytest.MonkeyPatch, script: Script, kind: type[Exception]
-) -> None:
-    server.script = [script]
-    assert type(failure(anthropic_model(server, monkeypatch))) is kind
-    assert len(server.seen) == 1, "the SDK must not retry: the client does"
-
-
-@pytest.mark.parametrize("provider", ["openai", "anthropic"])
+@pytest.mark.parametrize("provider", PROVIDERS)
 @pytest.mark.parametrize(
     ("header", "wait_s"), [("3", 3.0), ("0.5", 0.5), (None, None), ("Wed, 21 Oct 2026", None)]
 )
@@ -252,47 +267,67 @@ def test_a_rate_limit_carries_the_wait_that_the_provider_names(
 ) -> None:
     headers = {} if header is None else {"retry-after": header}
     server.script = [Script(429, error("rate_limit_error"), headers)]
-    model = openai_model(server) if provider == "openai" else anthropic_model(server, monkeypatch)
+    model = model_of(provider, server, monkeypatch)
     found = failure(model)
     assert isinstance(found, CallRateLimited)
     assert found.wait_s == wait_s
 
 
-def test_openai_an_empty_account_is_a_setup_error_and_not_a_rate_limit(server: Server) -> None:
+@pytest.mark.parametrize("provider", ["openai", "served"])
+def test_an_empty_account_is_a_setup_error_and_not_a_rate_limit(
+    server: Server, monkeypatch: pytest.MonkeyPatch, provider: str
+) -> None:
     server.script = [Script(429, error("insufficient_quota", "insufficient_quota"))]
-    assert "no quota left" in str(failure(openai_model(server)))
+    assert "no quota left" in str(failure(model_of(provider, server, monkeypatch)))
 
 
-@pytest.mark.parametrize("provider", ["openai", "anthropic"])
+@pytest.mark.parametrize("provider", ["openai", "served"])
+def test_the_headers_of_every_response_are_heard(
+    server: Server, monkeypatch: pytest.MonkeyPatch, provider: str
+) -> None:
+    headers = {"X-RateLimit-Remaining-Requests": "7"}
+    server.script = [
+        Script(429, error("rate_limit_error"), headers),
+        Script(body=completion("Hi"), headers=headers),
+    ]
+    model, heard = model_of(provider, server, monkeypatch), []
+    model.heard = lambda found: heard.append(found["x-ratelimit-remaining-requests"])
+
+    async def twice(model: ChatModel) -> None:
+        with pytest.raises(CallRateLimited):
+            await model.ask(chat_request())
+        await model.ask(chat_request())
+
+    with_model(model, twice)
+    assert heard == ["7", "7"]
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
 def test_an_answer_that_takes_too_long_is_transient(
     server: Server, monkeypatch: pytest.MonkeyPatch, provider: str
 ) -> None:
     server.script = [Script(body=completion("Hi"), delay_s=0.6)]
-    model = (
-        openai_model(server, timeout_s=0.2)
-        if provider == "openai"
-        else anthropic_model(server, monkeypatch, timeout_s=0.2)
-    )
+    model = model_of(provider, server, monkeypatch, timeout_s=0.2)
     assert type(failure(model)) is CallTransient
 
 
-@pytest.mark.parametrize("provider", ["openai", "anthropic"])
+@pytest.mark.parametrize("provider", PROVIDERS)
 def test_a_server_that_is_gone_is_transient(
     server: Server, monkeypatch: pytest.MonkeyPatch, provider: str
 ) -> None:
     gone = Server()
     gone.server_close()
-    model = openai_model(gone) if provider == "openai" else anthropic_model(gone, monkeypatch)
+    model = model_of(provider, gone, monkeypatch)
     assert type(failure(model)) is CallTransient
 
 
-@pytest.mark.parametrize("provider", ["openai", "anthropic"])
+@pytest.mark.parametrize("provider", PROVIDERS)
 @pytest.mark.parametrize("status", [400, 401, 404, 413, 429, 500])
 def test_a_server_that_repeats_the_key_does_not_make_us_repeat_it(
     server: Server, monkeypatch: pytest.MonkeyPatch, provider: str, status: int
 ) -> None:
     server.script = [Script(status, error("bad", text=f"the key\n{KEY} is bad" + "!" * 2000))]
-    model = openai_model(server) if provider == "openai" else anthropic_model(server, monkeypatch)
+    model = model_of(provider, server, monkeypatch)
     assert len(str(failure(model))) < 500
 
 
@@ -311,7 +346,7 @@ def test_a_compatible_server_is_checked_before_paid_work(
 ) -> None:
     server.script = [script]
     with pytest.raises(SetupError) as caught:
-        asyncio.run(openai_model(server).check())
+        with_model(openai_model(server), lambda m: m.check())
     assert said in str(caught.value)
     assert server.seen[0].path == "/v1/models"
 
@@ -330,14 +365,14 @@ def test_a_compatible_server_that_serves_the_model_or_lists_none_is_accepted(
     server: Server, script: Script
 ) -> None:
     server.script = [script]
-    asyncio.run(openai_model(server).check())
+    with_model(openai_model(server), lambda m: m.check())
 
 
 def test_no_server_at_the_address_is_said_before_paid_work(server: Server) -> None:
     gone = Server()
     gone.server_close()
-    with pytest.raises(SetupError, match=rf"no server answers at {gone.url}/v1/ \(start it"):
-        asyncio.run(openai_model(gone).check())
+    with pytest.raises(SetupError, match=rf"no server answers at {gone.url}/v1 \(start it"):
+        with_model(openai_model(gone), lambda m: m.check())
 
 
 def test_a_proxy_in_the_environment_is_not_asked_for_a_local_server(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -44,6 +45,31 @@ def body_of(request: ChatRequest, name: str, *, official: bool) -> dict[str, Any
             "json_schema": {"name": "verdict", "strict": True, "schema": schema},
         }
     return body
+
+
+def probe_body(name: str, *, official: bool) -> dict[str, Any]:
+    """Asks for one token with its alternatives."""
+    return {
+        "model": name,
+        "messages": [{"role": "user", "content": PROBE}],
+        "logprobs": True,
+        "top_logprobs": MOST_ALTERNATIVES,
+        limit_field(official=official): 1,
+    }
+
+
+def gave_logprobs(completion: Any) -> bool | None:
+    """Whether the answer to `probe_body` has alternatives; None: it is no answer."""
+    try:
+        return bool(read_completion(completion, structured=False).choices[0].first_token)
+    except CallTransient:
+        return None
+
+
+def refuses_logprobs(status: int, said: str) -> bool | None:
+    """What a refusal of `probe_body` tells: False where it is in words about log-probabilities."""
+    in_words = re.search("log_?prob", said, re.IGNORECASE)
+    return False if status in (400, 422) and in_words else None
 
 
 def limit_field(*, official: bool) -> str:

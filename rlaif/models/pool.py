@@ -189,11 +189,11 @@ class ModelPool:
     stage asks two at once, and neither a GPU nor a small machine holds two."""
 
     def __init__(
-        self, store: CallStore, logs: Path, extra: Mapping[str, Provider], gate: Gate
+        self, store: CallStore, logs: Path, extra: Mapping[str, Provider], gate: Gate | None = None
     ) -> None:
         """`extra` adds model schemes from higher floors: scheme -> provider. All calls pass the
-        one `gate`."""
-        self._gate = gate
+        one `gate`; None: nothing is limited."""
+        self._gate = gate or Gate()
         self._starting = asyncio.Lock()
         self._store = store
         self._logs = logs
@@ -260,7 +260,6 @@ class ModelPool:
                     name.rest,
                     identity=identity,
                     api_key=key,
-                    base_url=None,
                     timeout_s=config.timeout_s,
                 )
 

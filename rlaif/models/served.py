@@ -7,7 +7,6 @@ server shows what remains (benchmarks/RESULTS.md).
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from json import JSONDecodeError
 from typing import Any
@@ -18,7 +17,7 @@ import aiohttp
 from rlaif.errors import CallError, CallRateLimited, CallRejected, CallTransient, SetupError
 from rlaif.models.base import ChatModel, retry_after_s
 from rlaif.models.names import is_final, quoted
-from rlaif.models.openai_wire import MOST_ALTERNATIVES, PROBE, body_of, read_completion, reply_of
+from rlaif.models.openai_wire import body_of, gave_logprobs, probe_body, refuses_logprobs, reply_of
 from rlaif.types import ChatReply, ChatRequest
 
 KEEP_IDLE_S = 2
@@ -104,19 +103,15 @@ class ServedModel(ChatModel):
     async def probe_logprobs(self) -> bool | None:
         """Asks for one token, neither stored nor billed. False too where the request is refused in
         words about log-probabilities."""
-        body = {
-            "model": self._name,
-            "messages": [{"role": "user", "content": PROBE}],
-            "logprobs": True,
-            "top_logprobs": MOST_ALTERNATIVES,
-            "max_tokens": 1,
-        }
+        body = json.dumps(probe_body(self._name, official=False)).encode()
         try:
-            reply = read_completion(await self._post(body), structured=False)
-            return bool(reply.choices[0].first_token)
-        except CallRejected as e:
-            return False if re.search("log_?prob", str(e), re.IGNORECASE) else None
-        except (CallError, SetupError):
+            status, _, raw = await self._send("POST", f"{self._base}/chat/completions", body)
+            return (
+                gave_logprobs(json.loads(raw))
+                if status == 200
+                else refuses_logprobs(status, _said(raw)[0])
+            )
+        except (CallTransient, ValueError):
             return None
 
     async def aclose(self) -> None:
