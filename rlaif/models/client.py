@@ -252,7 +252,7 @@ class Client:
             self._stopped = self._stopped or e
             raise
         finally:
-            self._limiter.leave(error, tokens, seconds)
+            self._limiter.leave(error, guess, tokens, seconds)
             self._left(task)
         usd = None if self._price is None else self._price.usd(reply)
         self._gate.usd += usd or 0.0

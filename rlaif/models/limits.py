@@ -1,22 +1,252 @@
+"""How fast a provider may be asked: calls in flight, rate limits, pauses, and when to give up."""
+
+from __future__ import annotations
+
 import asyncio
+import random
+from collections import deque
 from collections.abc import Mapping
 
+import tenacity
+from pydantic import Field
+
+from rlaif.errors import CallError, CallRateLimited, CallRejected, CallTransient, ProviderDown
+from rlaif.models.buckets import Bucket, told_by
 from rlaif.types import Record
+
+FEWEST_FAILURES = 20
+"""So many failures in a row, and twice the calls in flight, are a provider that is down."""
+PROBES = 7
+"""Single calls that are tried before a provider is given up: over 1 + 2 + ... + 32 seconds."""
+FIRST_REFUSALS = 50
+"""So many calls refused before any is answered, and all in the same words, are a wrong setup."""
+SHRINK = 0.7
+COLLAPSE = 0.8
+"""Fewer answers a second than this share of the best are too many calls in flight."""
+GOES_ON = "all that was answered is stored, the same command goes on"
 
 
 class Limits(Record):
+    """How fast one provider may be asked."""
+
+    requests_per_minute: int | None = Field(default=None, ge=1)
+    """Most calls a minute; none: what the provider's own headers tell."""
+    tokens_per_minute: int | None = Field(default=None, ge=1)
+    """Most tokens a minute, of prompts and answers together; none: what the headers tell."""
     adapt: bool = True
-    """x"""
+    """Ask less at once when the provider refuses or slows down, and more again when it does not;
+    false: always `concurrency`."""
+    longest_wait_s: float = Field(default=600.0, gt=0)
+    """A provider that asks for a longer wait ends the run, with the time to come back."""
 
 
 class Limiter:
-    def __init__(self, limits: Limits, *, concurrency: int) -> None:
-        self.s = asyncio.Semaphore(concurrency)
+    """Lets calls in, in the order in which they came. Belongs to one event loop.
+
+    The window starts at `concurrency`. A refusal for the rate (once a window), a call that fails in
+    passing, or answers that come at under COLLAPSE of the best rate seen multiply it by SHRINK;
+    every window of answers adds one: additive increase, multiplicative decrease (Chiu and Jain
+    1989), on which TCP rests. It never falls below one.
+    """
+
+    def __init__(self, limits: Limits, *, concurrency: int, seed: int | None = None) -> None:
+        self._limits = limits
+        self._most = concurrency
+        self._window = float(concurrency)
+        self._in_flight = 0
+        self._waiting: deque[tuple[asyncio.Future[None], int]] = deque()
+        self._timer: asyncio.TimerHandle | None = None
+        self._pause_until = 0.0
+        self._random = random.Random(seed)
+        self._backoff = tenacity.wait_random_exponential(multiplier=1, max=60)
+        self._buckets: dict[str, Bucket] = {}
+        for kind, most in (
+            ("own requests", limits.requests_per_minute),
+            ("own tokens", limits.tokens_per_minute),
+        ):
+            if most is not None:
+                self._buckets[kind] = Bucket.a_minute(most, tokens="tokens" in kind)
+        self._epoch = _Epoch()
+        self._best_rate = 0.0
+        self._failures_in_a_row = 0
+        self._refused_in_a_row = 0
+        self._probes = 0
+        self._answered = False
+        self._refusals: list[str] = []
+        self._down = ""
+        """Why nothing is asked any more; empty while it is."""
+
+    @property
+    def window(self) -> int:
+        """How many calls may be in flight."""
+        return 1 if self._probes else max(1, int(self._window))
 
     async def enter(self, tokens: int) -> None:
-        await self.s.acquire()
+        """Waits for a place. `tokens`: what the call will use, as far as can be guessed. Raises
+        ProviderDown."""
+        if not self._waiting and self._wait_s(tokens) == 0.0:
+            self._take(tokens)
+            return
+        place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((place, tokens))
+        self._let_in()
+        try:
+            await place
+        except asyncio.CancelledError:
+            if place.done() and not place.cancelled() and place.exception() is None:
+                self._in_flight -= 1
+                self._let_in()
+            raise
 
-    def leave(self, error: Exception | None, tokens: int, seconds: float) -> None:
-        self.s.release()
+    def leave(self, error: CallError | None, guessed: int, tokens: int, seconds: float) -> None:
+        """A call that was let in is over: `tokens` it has really used, `seconds` it took."""
+        self._in_flight -= 1
+        for bucket in self._buckets.values():
+            bucket.correct(guessed - tokens if error is None else 0)
+        match error:
+            case None:
+                self._succeeded(seconds)
+            case CallRateLimited():
+                self._rate_limited(error)
+            case CallTransient():
+                self._failed(error)
+            case CallRejected():
+                self._refused(error)
+        self._let_in()
 
-    def heard(self, headers: Mapping[str, str]) -> None: ...
+    def heard(self, headers: Mapping[str, str]) -> None:
+        """Takes over what a provider tells of its limits."""
+        now = self._now
+        for told in told_by(headers):
+            bucket = self._buckets.get(told.kind)
+            if bucket is None:
+                self._buckets[told.kind] = Bucket.as_told(told, now)
+            else:
+                bucket.adopt(told, now)
+
+    @property
+    def _now(self) -> float:
+        return asyncio.get_running_loop().time()
+
+    def _wait_s(self, tokens: int) -> float:
+        """Seconds until a call may go in; infinite where it waits for another to leave."""
+        if self._down:
+            raise ProviderDown(self._down)
+        if self._in_flight >= self.window:
+            return float("inf")
+        if not self._buckets and not self._pause_until:
+            return 0.0
+        now = self._now
+        if self._pause_until > now:
+            return self._pause_until - now
+        self._pause_until = 0.0
+        return max((b.wait_s(tokens, now) for b in self._buckets.values()), default=0.0)
+
+    def _take(self, tokens: int) -> None:
+        self._in_flight += 1
+        if self._buckets:
+            now = self._now
+            for bucket in self._buckets.values():
+                bucket.take(tokens, now)
+
+    def _let_in(self) -> None:
+        """Lets in whoever may go, and sets the clock for whoever must wait for time."""
+        while self._waiting:
+            place, tokens = self._waiting[0]
+            if place.done():
+                self._waiting.popleft()
+                continue
+            try:
+                wait_s = self._wait_s(tokens)
+            except ProviderDown as e:
+                self._waiting.popleft()
+                place.set_exception(e)
+                continue
+            if wait_s > 0:
+                if wait_s != float("inf"):
+                    self._call_back(wait_s)
+                return
+            self._waiting.popleft()
+            self._take(tokens)
+            place.set_result(None)
+
+    def _call_back(self, wait_s: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        # A hair later: a clock that has not quite come there would only be set again.
+        self._timer = asyncio.get_running_loop().call_later(wait_s + 1e-3, self._let_in)
+
+    def _succeeded(self, seconds: float) -> None:
+        self._answered = True
+        self._failures_in_a_row = self._refused_in_a_row = self._probes = 0
+        if not self._limits.adapt:
+            return
+        epoch = self._epoch
+        if not epoch.calls:
+            epoch.start = self._now - seconds
+        epoch.calls += 1
+        # A window of answers, and enough time for a rate that means something.
+        if epoch.calls < 2 * self.window or (elapsed := self._now - epoch.start) < 1.0:
+            return
+        rate = epoch.calls / elapsed
+        slower = rate < COLLAPSE * self._best_rate and self.window > epoch.best_window
+        if slower:
+            self._window = max(1.0, self._window * SHRINK)
+        else:
+            if rate > self._best_rate:
+                self._best_rate, epoch.best_window = rate, self.window
+            self._window = min(float(self._most), self._window + 1)
+        self._epoch = _Epoch(best_window=epoch.best_window)
+
+    def _rate_limited(self, error: CallRateLimited) -> None:
+        self._refused_in_a_row += 1
+        wait_s = error.wait_s
+        if wait_s is None:
+            state = tenacity.RetryCallState(None, None, (), {})  # type: ignore[arg-type]
+            state.attempt_number = min(self._refused_in_a_row, 10)
+            wait_s = self._backoff(state)
+        if wait_s > self._limits.longest_wait_s:
+            self._down = (
+                f"the provider asks to wait for {wait_s / 60:.0f} minutes ({error}); {GOES_ON} then"
+            )
+            return
+        self._pause(wait_s)
+        if self._limits.adapt and self._refused_in_a_row == 1:
+            self._window = max(1.0, self._window * SHRINK)
+
+    def _failed(self, error: CallTransient) -> None:
+        self._failures_in_a_row += 1
+        if self._probes or self._failures_in_a_row >= max(FEWEST_FAILURES, 2 * self.window):
+            self._probe(error)
+        elif self._limits.adapt and self._failures_in_a_row % self.window == 1:
+            self._window = max(1.0, self._window * SHRINK)
+
+    def _probe(self, error: CallTransient) -> None:
+        """Asks nothing for a while, and then one call alone."""
+        if self._probes == PROBES:
+            self._down = f"the provider answers nothing any more, last: {error}; {GOES_ON}"
+            return
+        self._pause(2**self._probes * self._random.uniform(0.8, 1.2))
+        self._probes += 1
+
+    def _refused(self, error: CallRejected) -> None:
+        if self._answered or len(self._refusals) > FIRST_REFUSALS:
+            return
+        self._refusals.append(str(error))
+        if len(self._refusals) >= FIRST_REFUSALS and len(set(self._refusals)) == 1:
+            self._down = (
+                f"each of the first {FIRST_REFUSALS} calls was refused: {error}; nothing more is "
+                "asked"
+            )
+
+    def _pause(self, seconds: float) -> None:
+        self._pause_until = max(self._pause_until, self._now + seconds)
+
+
+class _Epoch:
+    """Answers since the window was last thought over."""
+
+    def __init__(self, best_window: int = 0) -> None:
+        self.calls = 0
+        self.start = 0.0
+        self.best_window = best_window

@@ -1,0 +1,128 @@
+"""Rate limits as buckets that fill with time: the user's own, and those a provider tells of."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
+from typing import NamedTuple
+
+MINUTE_S = 60.0
+UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+class Told(NamedTuple):
+    """What a provider's headers say of one limit."""
+
+    kind: str
+    limit: float
+    remaining: float
+    full_in_s: float
+    """Seconds until the whole limit is there again."""
+
+
+class Bucket:
+    """Holds what may be asked at once; every call takes from it, time fills it.
+
+    A call that needs more than the bucket holds goes when it is full, and leaves it in debt.
+    """
+
+    def __init__(self, size: float, rate: float, level: float, at: float, *, tokens: bool) -> None:
+        """`rate` a second."""
+        self._size = size
+        self._rate = rate
+        self._level = level
+        self._at = at
+        self._tokens = tokens
+
+    @classmethod
+    def a_minute(cls, most: int, *, tokens: bool) -> Bucket:
+        """Never more than `most` in any minute: what may go at once is taken off the rate."""
+        size = max(1.0, most / (20 if tokens else 60))
+        rate = max(most - size, most / 2) / MINUTE_S
+        return cls(size, rate, size, float("-inf"), tokens=tokens)
+
+    @classmethod
+    def as_told(cls, told: Told, now: float) -> Bucket:
+        """As the provider's own bucket stands."""
+        bucket = cls(told.limit, 0.0, told.remaining, now, tokens="tokens" in told.kind)
+        bucket.adopt(told, now)
+        return bucket
+
+    def adopt(self, told: Told, now: float) -> None:
+        """Others may use the same account: what the provider says remains is what there is. How
+        fast it fills follows from how long it takes to be full."""
+        self._fill(now)
+        self._size = told.limit
+        self._level = min(self._level, told.remaining)
+        missing = told.limit - told.remaining
+        if missing > 0 and told.full_in_s > 0:
+            self._rate = missing / told.full_in_s
+        elif not missing:
+            self._level = min(self._size, max(self._level, 0.0))
+        if not self._rate:
+            self._rate = told.limit / MINUTE_S
+
+    def wait_s(self, tokens: int, now: float) -> float:
+        """Seconds until a call of so many tokens may go."""
+        self._fill(now)
+        need = min(float(tokens) if self._tokens else 1.0, self._size)
+        return max(0.0, (need - self._level) / self._rate)
+
+    def take(self, tokens: int, now: float) -> None:
+        """One call goes."""
+        self._fill(now)
+        self._level -= tokens if self._tokens else 1.0
+
+    def correct(self, unused: int) -> None:
+        """A call has used so many tokens less than was guessed."""
+        if self._tokens:
+            self._level = min(self._size, self._level + unused)
+
+    def _fill(self, now: float) -> None:
+        if self._at != float("-inf"):
+            self._level = min(self._size, self._level + (now - self._at) * self._rate)
+        self._at = now
+
+
+def told_by(headers: Mapping[str, str]) -> Iterator[Told]:
+    """The limits in the headers of OpenAI (`x-ratelimit-limit-requests`, times like `6m0.5s`) and
+    of Anthropic (`anthropic-ratelimit-requests-limit`, times as RFC 3339). Names in lower case."""
+    for kind in ("requests", "tokens"):
+        three = [headers.get(f"x-ratelimit-{part}-{kind}") for part in PARTS]
+        yield from _told(kind, three, _span_s)
+    # Anthropic also tells input and output tokens apart; the sum is the stricter of its limits as
+    # they stand, and each call's tokens are one number here.
+    for kind in ("requests", "tokens"):
+        three = [headers.get(f"anthropic-ratelimit-{kind}-{part}") for part in PARTS]
+        yield from _told(kind, three, _until_s)
+
+
+PARTS = ("limit", "remaining", "reset")
+
+
+def _told(kind: str, three: list[str | None], seconds: Callable[[str], float]) -> Iterator[Told]:
+    limit, remaining, reset = three
+    if limit is None or remaining is None or reset is None:
+        return
+    try:
+        told = Told(kind, float(limit), float(remaining), seconds(reset))
+    except ValueError:
+        return  # a header that is not of the known form tells nothing
+    if told.limit > 0:
+        yield told
+
+
+def _span_s(text: str) -> float:
+    """Seconds of `1h2m3.5s`, `20ms`, or a plain number of seconds."""
+    if re.fullmatch(r"[\d.]+", text):
+        return float(text)
+    if not re.fullmatch(r"(?:[\d.]+(?:ms|[smhd]))+", text):
+        raise ValueError(text)
+    return sum(float(n) * UNITS_S[unit] for n, unit in re.findall(r"([\d.]+)(ms|[smhd])", text))
+
+
+def _until_s(text: str) -> float:
+    """Seconds from now to a time as RFC 3339."""
+    then = datetime.fromisoformat(text.replace("Z", "+00:00"))
+    return max(0.0, (then - datetime.now(UTC)).total_seconds())
