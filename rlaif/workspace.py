@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import re
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -14,7 +15,7 @@ from typing import IO, Any
 
 from pydantic import BaseModel
 
-from rlaif.callstore import CallStore
+from rlaif.callstore import CallStore, tools
 from rlaif.errors import SetupError, StoreError
 from rlaif.files import canonical, digest, write_jsonl, write_text
 from rlaif.models.client import Bill
@@ -24,6 +25,7 @@ from rlaif.progress import say
 from rlaif.types import Comparison
 
 STAMP = "stamp.json"
+KEY = re.compile(r"\b[0-9a-f]{64}\b")
 LABELS = ("labels", "judge", "labeler")
 OF_LABELS = ("attribution.html", "attribution.json", "suggested.yaml", "constitution-diff.json")
 """What `rlaif constitution report` and `diff` leave in the folder of a run."""
@@ -142,6 +144,29 @@ class Workspace:
         await self.pool.close_servers()
         self.store.close()
         self._lock.close()
+
+
+def prune(run: Path, model: str | None, before: str | None, *, delete: bool) -> tuple[int, int]:
+    """How many stored calls no file of the run names, and how many are left; `delete` deletes them.
+    Of one model, or from before a date, where they are given. Raises SetupError."""
+    path = tools.store_of(run)
+    if not (run / "responses.jsonl").is_file():
+        raise SetupError(
+            "holds no finished run, so nothing tells which calls are still wanted",
+            file=run,
+            fix="name the folder of a run that has sampled",
+        )
+    with _lock(run):
+        named = {
+            key
+            for file in (*run.rglob("*.jsonl"), *run.rglob("*.json"))
+            for key in KEY.findall(file.read_text(encoding="utf-8"))
+        }
+        keys = tools.unused(path, named, model, before)
+        total = sum(usage.calls for usage in tools.stats(path).values())
+        if delete:
+            tools.prune(path, keys)
+    return len(keys), total - len(keys)
 
 
 def _lock(directory: Path) -> IO[str]:

@@ -11,7 +11,7 @@ import typer
 import typer.core
 
 from rlaif import __version__
-from rlaif.cli import constitution
+from rlaif.cli import calls, constitution, store
 from rlaif.cli.stopping import stoppable
 from rlaif.errors import RlaifError, SetupError
 from rlaif.stages import ORDER
@@ -171,6 +171,8 @@ for _name, _does in ORDER.items():
 
 
 app.add_typer(constitution.app)
+app.add_typer(store.app)
+app.command("calls")(calls.calls)
 
 
 def _execute(

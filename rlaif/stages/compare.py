@@ -158,6 +158,7 @@ async def _judge(
         lambda asked, field: work.pool.open(asked, field, bill),
     )
     found = await panel.judge_pairs(pairs, progress)
+    write_jsonl(work.compare / "judgments.jsonl", found.judgments)
     return found.comparisons
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import sqlite3
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -19,14 +21,20 @@ SCHEMA_VERSION = 1
 
 def call_key(request: ChatRequest) -> str:
     """sha256 (hex) of the request's canonical JSON."""
-    return hashlib.sha256(_request_json(request).encode()).hexdigest()
+    return hashlib.sha256(request_json(request).encode()).hexdigest()
 
 
-def _request_json(request: ChatRequest) -> str:
+def request_json(request: ChatRequest) -> str:
+    """A request as it stands in the store, and as it is hashed."""
     plain = request.model_dump(mode="json")
     if not request.menu:
         del plain["menu"]  # calls that were stored before there were menus keep their keys
     return canonical(plain)
+
+
+def _reply_json(reply: ChatReply) -> str:
+    # What is as ever is left out: most replies have no cache, no batch, no alternatives.
+    return canonical(reply.model_dump(mode="json", exclude_defaults=True))
 
 
 class CallStore:
@@ -70,7 +78,8 @@ class CallStore:
         return StoreError(
             f"the call store cannot be used: {error}",
             file=self.path,
-            fix="check that the disk has space and the file is ours",
+            fix="check that the disk has space and the file is ours; rlaif store verify --repair "
+            "saves what a damaged one still holds",
         )
 
     def get(self, key: str) -> ChatReply | None:
@@ -83,40 +92,38 @@ class CallStore:
 
     def put(self, request: ChatRequest, reply: ChatReply, seconds: float) -> None:
         """Commits a reply; returns when it is in the file. Raises StoreError (disk full, …)."""
+        self.put_many([(call_key(request), request, reply, seconds)])
+
+    def put_many(self, rows: Sequence[tuple[str, ChatRequest, ChatReply, float]]) -> None:
+        """Commits replies together, each with its key and the seconds that it took. Raises
+        StoreError; then none of them is in the file."""
+        values = [
+            (key, request_json(request), _reply_json(reply), seconds)
+            for key, request, reply, seconds in rows
+        ]
         try:
-            self._db.execute(
+            self._db.execute("BEGIN IMMEDIATE")
+            self._db.executemany(
                 "INSERT OR IGNORE INTO calls (key, request, reply, seconds) VALUES (?, ?, ?, ?)",
-                (
-                    call_key(request),
-                    _request_json(request),
-                    canonical(reply.model_dump(mode="json")),
-                    seconds,
-                ),
+                values,
             )
+            self._db.execute("COMMIT")
         except sqlite3.Error as e:
+            if self._db.in_transaction:
+                with contextlib.suppress(sqlite3.Error):
+                    self._db.execute("ROLLBACK")
             raise StoreError(
                 f"an answered call could not be stored: {e}",
                 file=self.path,
                 fix="free some disk space and run the same command again; nothing stored is lost",
             ) from e
 
-    def put_many(self, rows):
+    def copy(self, row: tuple[str, str, str, float, str]) -> None:
+        """Takes over a row of another store: key, request, reply, seconds, created."""
         try:
-            self._db.execute("BEGIN IMMEDIATE")
-            self._db.executemany(
-                "INSERT OR IGNORE INTO calls (key, request, reply, seconds) VALUES (?, ?, ?, ?)",
-                [
-                    (k, _request_json(q), canonical(r.model_dump(mode="json")), s)
-                    for k, q, r, s in rows
-                ],
-            )
-            self._db.execute("COMMIT")
+            self._db.execute("INSERT OR IGNORE INTO calls VALUES (?, ?, ?, ?, ?)", row)
         except sqlite3.Error as e:
-            raise StoreError(
-                f"an answered call could not be stored: {e}",
-                file=self.path,
-                fix="free some disk space and run the same command again; nothing stored is lost",
-            ) from e
+            raise self._unusable(e) from e
 
     def __len__(self) -> int:
         count: int = self._db.execute("SELECT count(*) FROM calls").fetchone()[0]
