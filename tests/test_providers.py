@@ -671,7 +671,7 @@ class Stub(NamedTuple):
 
 
 def test_a_managed_model_hands_every_question_on_to_its_server(server: Server) -> None:
-    async def started() -> VLLMServer:
+    async def started(before: VLLMServer | None) -> VLLMServer:
         return cast(VLLMServer, Stub(server.url + "/v1"))
 
     async def asked(model: ChatModel) -> Sequence[object]:

@@ -18,7 +18,8 @@ import pytest
 
 from rlaif.errors import SetupError
 from rlaif.models import server as server_module
-from rlaif.models.server import ServerConfig, VLLMServer, cause_of_death, last_line
+from rlaif.models.server import ServerConfig, VLLMServer
+from rlaif.models.server_log import cause_of_death, last_line
 
 ROOT = Path(__file__).parent.parent
 

