@@ -118,7 +118,7 @@ def test_an_unknown_model_string_names_the_known_forms(text: str, said: str) -> 
 
 
 def test_a_model_string_is_taken_apart() -> None:
-    assert parse_model("https://h/v1/#org/m", "f")[:] == ("http", "org/m", "https://h/v1")
+    assert parse_model("https://h/v1/#org/m", "f")[:] == ("http", "org/m", ("https://h/v1",))
     assert parse_model("vllm/org/m", "f").directory is None
     assert parse_model("vllm/./m", "f").directory == Path("m")
     assert parse_model("vllm//srv/m", "f").directory == Path("/srv/m")

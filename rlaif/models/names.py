@@ -14,7 +14,7 @@ Scheme = Literal["vllm", "embedded", "openai", "anthropic", "http", "fake"]
 SCHEMES = ("vllm", "embedded", "openai", "anthropic", "http", "fake")
 FORMS = (
     "vllm/ORG/NAME, vllm/./DIR, embedded/smollm2-135m-instruct, openai/NAME, anthropic/NAME, "
-    "http://HOST:PORT/v1#NAME, fake/NAME"
+    "http://HOST:PORT/v1#NAME (several servers: http://A/v1,http://B/v1#NAME), fake/NAME"
 )
 
 
@@ -24,7 +24,8 @@ class ModelName(NamedTuple):
     scheme: Scheme
     rest: str
     """What stands behind the scheme; for `http`, the served model's name."""
-    base_url: str | None = None
+    base_urls: tuple[str, ...] = ()
+    """Of the servers, for `http`."""
 
     @property
     def has_weights(self) -> bool:
@@ -56,7 +57,7 @@ def parse_model(text: str, field: str) -> ModelName:
             fix="leave it out; a key is read from RLAIF_HTTP_API_KEY",
         )
     if match := re.fullmatch(r"(https?://[^#]+)#(.+)", text):
-        return ModelName("http", match[2], match[1].rstrip("/"))
+        return ModelName("http", match[2], _addresses(match[1], field))
     if text.startswith(("http://", "https://")):
         raise SetupError(
             f"{text!r} does not say which model",
@@ -73,6 +74,21 @@ def parse_model(text: str, field: str) -> ModelName:
         field=field,
         fix=(f"did you mean {near[0]}/…? " if near else "") + f"known forms: {FORMS}",
     )
+
+
+def _addresses(text: str, field: str) -> tuple[str, ...]:
+    """`http://A/v1,http://B/v1`, one or several."""
+    found = tuple(part.strip().rstrip("/") for part in text.split(","))
+    for address in found:
+        if not re.fullmatch(r"https?://[^/\s]+(/\S*)?", address):
+            raise SetupError(
+                f"{address!r} is no address of a server",
+                field=field,
+                fix="several are written http://A:8000/v1,http://B:8000/v1#NAME",
+            )
+    if twice := [address for address in found if found.count(address) > 1]:
+        raise SetupError(f"{twice[0]!r} stands twice", field=field, fix="name each server once")
+    return found
 
 
 def api_key(*variables: str, field: str) -> tuple[str, str]:

@@ -18,6 +18,7 @@ from rlaif.models.anthropic_messages import KEY, TOKEN, AnthropicModel
 from rlaif.models.base import ChatModel
 from rlaif.models.client import Bill, Client
 from rlaif.models.fake import FakeModel
+from rlaif.models.fleet import Fleet
 from rlaif.models.gate import Gate
 from rlaif.models.limits import Limits
 from rlaif.models.names import ModelName, api_key, parse_model
@@ -37,7 +38,8 @@ class ModelConfig(Record):
 
     model: str
     """The model: vllm/ORG/NAME, vllm/./DIR, embedded/smollm2-135m-instruct, openai/NAME,
-    anthropic/NAME, http://HOST:PORT/v1#NAME, or fake/NAME."""
+    anthropic/NAME, http://HOST:PORT/v1#NAME (several servers of one model:
+    http://A:8000/v1,http://B:8000/v1#NAME), or fake/NAME."""
     concurrency: int = Field(default=64, ge=1)
     """Calls in flight at once."""
     attempts: int = Field(default=5, ge=1)
@@ -266,14 +268,19 @@ class ModelPool:
                     config.timeout_s,
                 )
             case "http":
-                assert name.base_url is not None
-                return ServedModel(
-                    name.rest,
-                    identity=identity,
-                    api_key=os.environ.get("RLAIF_HTTP_API_KEY", "none"),
-                    base_url=name.base_url,
-                    timeout_s=config.timeout_s,
-                )
+                served = [
+                    ServedModel(
+                        name.rest,
+                        identity=identity,
+                        api_key=os.environ.get("RLAIF_HTTP_API_KEY", "none"),
+                        base_url=address,
+                        timeout_s=config.timeout_s,
+                    )
+                    for address in name.base_urls
+                ]
+                if len(served) == 1:
+                    return served[0]
+                return Fleet(list(zip(name.base_urls, served, strict=True)))
             case "openai":
                 _, key = api_key(OPENAI_KEY, field=field)
                 return OpenAIModel(
