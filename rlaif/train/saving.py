@@ -12,7 +12,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from rlaif.errors import SetupError
-from rlaif.files import disk_errors
+from rlaif.files import UNFINISHED, disk_errors
 
 
 def check_target(out: Path) -> None:
@@ -41,7 +41,9 @@ def written_whole(out: Path) -> Iterator[Path]:
     check_target(out)
     with disk_errors(out), _full_disk_as_os_error():
         out.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+        temporary = Path(
+            tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.", suffix=UNFINISHED)
+        )
         try:
             new = temporary / "new"
             new.mkdir()
