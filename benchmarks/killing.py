@@ -66,6 +66,10 @@ class Server:
                 self.calls[number] = Call(**line)
         return list(self.calls.values())
 
+    def calls_of(self, out: Path) -> list[Call]:
+        """The calls of the processes that `kill_and_restart` started in `out`."""
+        return [c for c in self.seen() if c.run.rpartition("-")[0] == out.name]
+
     def close(self) -> None:
         self._process.kill()
         self._process.communicate()
@@ -92,7 +96,8 @@ class Started:
         self.lines: list[str] = []
         self._begun = time.monotonic()
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "rlaif", *arguments],
+            # -P: the working directory may hold another rlaif.
+            [sys.executable, "-P", "-m", "rlaif", *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -227,13 +232,13 @@ def kill_and_restart(
     rng: random.Random,
     server: Server | None = None,
 ) -> Iterator[Ended]:
-    """Kills the run once in each of the places, and then lets it end. Raises RuntimeError where it
-    fails by itself."""
+    """Kills the run once in each of the places, and then lets it end. Its processes are called
+    `<name of out>-<number>`. Raises RuntimeError where it fails by itself."""
     whole = files(reference.out)
-    kept: Stored = {}
+    kept = stored(out)
     left = [*places, ""]
     for number in itertools.count(1):
-        run = command.start(out, f"run-{number}")
+        run = command.start(out, f"{out.name}-{number}")
         if left[0]:
             await_moment(run, left[0], left.count(left[0]), reference, kept, server, rng)
             killed = run.kill()

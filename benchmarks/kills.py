@@ -135,7 +135,7 @@ def main() -> int:
                 cells = [ended.run, ended.stage + ("" if ended.killed else " (by itself)")]
                 cells += [_told(c) for c in (counted.asked, counted.in_flight, counted.answered)]
                 print(f"| {' | '.join(cells)} | {len(ended.after)} |", flush=True)
-            calls = [c for c in server.seen() if c.run != "undisturbed"]
+            calls = server.calls_of(out)
             wrong = problems(ends, calls, args.concurrency, out, reference.out)
             print("\n" + "\n".join([*summary(ends, calls), *wrong, f"problems: {len(wrong)}"]))
             return 1 if wrong else 0

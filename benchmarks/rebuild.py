@@ -89,7 +89,7 @@ def rebuild(run: Path, into: Path) -> list[str]:
         "ANTHROPIC_BASE_URL": NOWHERE,
     }
     for stage in (*(("revise",) if config.get("revise") else ()), "sample", "judge", "pairs"):
-        command = [sys.executable, "-m", "rlaif", stage, "--out", str(into)]
+        command = [sys.executable, "-P", "-m", "rlaif", stage, "--out", str(into)]
         done = subprocess.run(
             command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
         )
@@ -173,9 +173,10 @@ def main() -> int:
     rows = len(stored(args.run))
     models, judged = unnamed(args.run)
     told_of = ", ".join(f"{model} {n}" for model, n in models.items()) or "none"
+    print(f"stored calls: {rows}; named by no file: {models.total()} ({told_of})")
     print(
-        f"stored calls: {rows}; named by no file: {models.total()} ({told_of}); the comparison of the policies asked its "
-        f"judges {judged}, so {models.total() - judged} were paid for and are not used"
+        f"the comparison of the policies asked its judges {judged}, so {models.total() - judged} "
+        "were paid for and are not used"
     )
     print("\n".join(wrong) if wrong else "rebuilt from the store alone: every dataset byte by byte")
     return 1 if wrong else 0

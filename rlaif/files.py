@@ -84,10 +84,16 @@ def digest(value: Any) -> str:
 
 @contextlib.contextmanager
 def full_disk(path: Path) -> Iterator[None]:
-    """Turns a full disk into one clear line that names `path`."""
+    """Turns a full disk, or a limit on a file's size, into one clear line that names `path`."""
     try:
         yield
     except OSError as e:
+        if e.errno == errno.EFBIG:
+            raise SetupError(
+                "a file that it needs is larger than this process may write",
+                file=path,
+                fix="raise the limit (`ulimit -f`) and run the same command again",
+            ) from e
         if e.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise SetupError(
