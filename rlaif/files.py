@@ -21,6 +21,8 @@ from rlaif.errors import SetupError
 PACKAGE = Path(__file__).resolve().parent
 Kind = Literal["constitutions", "prompts", "prompts/sets", "prompts/gold", "recipes"]
 M = TypeVar("M", bound=BaseModel)
+UNFINISHED = ".unfinished"
+"""How a file's or folder's name ends until it is whole and takes its own."""
 UNUSABLE = (
     errno.EROFS,
     errno.EACCES,
@@ -82,10 +84,16 @@ def digest(value: Any) -> str:
 
 @contextlib.contextmanager
 def full_disk(path: Path) -> Iterator[None]:
-    """Turns a full disk into one clear line that names `path`."""
+    """Turns a full disk, or a limit on a file's size, into one clear line that names `path`."""
     try:
         yield
     except OSError as e:
+        if e.errno == errno.EFBIG:
+            raise SetupError(
+                "a file that it needs is larger than this process may write",
+                file=path,
+                fix="raise the limit (`ulimit -f`) and run the same command again",
+            ) from e
         if e.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise SetupError(
@@ -129,7 +137,9 @@ def write_bytes(path: Path, data: bytes) -> None:
     """As `write_text`, for bytes."""
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        handle, temporary = tempfile.mkstemp(
+            dir=path.parent, prefix=f".{path.name}.", suffix=UNFINISHED
+        )
         try:
             with os.fdopen(handle, "wb") as f:
                 f.write(data)
@@ -140,9 +150,24 @@ def write_bytes(path: Path, data: bytes) -> None:
             raise
 
 
+def sweep(directory: Path) -> None:
+    """Removes what processes that were killed have left unfinished. Only for who holds the
+    directory: another one's file would be torn from its hands."""
+    for path in [*directory.rglob(f".*{UNFINISHED}")]:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
 def write_jsonl(path: Path, records: Iterable[BaseModel]) -> None:
     """One record a line, in the order given."""
-    write_text(path, "".join(canonical(r.model_dump(mode="json")) + "\n" for r in records))
+    write_text(path, jsonl(records))
+
+
+def jsonl(records: Iterable[BaseModel]) -> str:
+    """What `write_jsonl` writes."""
+    return "".join(canonical(r.model_dump(mode="json")) + "\n" for r in records)
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from pydantic import BaseModel
 
 from rlaif.callstore import CallStore, tools
 from rlaif.errors import SetupError, StoreError
-from rlaif.files import canonical, digest, write_jsonl, write_text
+from rlaif.files import canonical, digest, jsonl, sweep, write_text
 from rlaif.models.client import Bill
 from rlaif.models.gate import Gate
 from rlaif.models.pool import ModelPool, Provider
@@ -45,6 +45,7 @@ class Workspace:
         self.directory = directory
         self.seed = seed
         self._lock = _lock(directory)
+        sweep(directory)
         try:
             self.store = CallStore(directory / "calls.sqlite")
         except StoreError:
@@ -123,12 +124,16 @@ class Workspace:
         (self.directory / "parts" / f"{name}.json").unlink(missing_ok=True)
 
     def save_comparisons(self, comparisons: Sequence[Comparison]) -> None:
-        """Writes the labels; what was told of others is taken away."""
+        """Writes the labels; what was told of others is taken away first, or a kill in between
+        would leave it beside these."""
+        text = jsonl(comparisons)
         before = self.comparisons.read_bytes() if self.comparisons.is_file() else b""
-        write_jsonl(self.comparisons, comparisons)
-        if self.comparisons.read_bytes() != before:
+        if text.encode() != before:
+            for name in LABELS:
+                self.drop_part(name)
             for name in OF_LABELS:
                 (self.directory / name).unlink(missing_ok=True)
+        write_text(self.comparisons, text)
 
     def is_made(self, made: Path, inputs: Any) -> bool:
         """Whether the folder `made` was finished from exactly these inputs."""
@@ -138,6 +143,10 @@ class Workspace:
     def mark_made(self, made: Path, inputs: Any) -> None:
         """Says that the folder is finished: the last thing that a stage writes into it."""
         write_text(made / STAMP, digest(inputs))
+
+    def mark_unfinished(self, made: Path) -> None:
+        """Takes that back: before a stage writes over what was there."""
+        (made / STAMP).unlink(missing_ok=True)
 
     async def close(self) -> None:
         """Stops the servers and closes the store."""

@@ -111,6 +111,8 @@ def make_once(
     if work.is_made(out, inputs) and work.part(name) is not None:
         say(f"{name}: already made from the same {' and '.join(data)} and settings")
         return
+    # Killed from here on, nothing is told of what may be half of the old and half of the new.
+    work.drop_part(name)
     work.save_part(name, make())
     # Last: whatever is killed before is made again.
     work.mark_made(out, inputs)

@@ -78,6 +78,9 @@ def _write(
     )
     by_id = {r.id: r for r in responses}
     rows = pair_rows(prompts, by_id, comparisons, labeler)
+    # Killed from here on, this stage has not been run: no training on groups of one split that are
+    # then held against another.
+    work.drop_part("pairs")
     write_jsonl(work.groups, groups)
     write_text(work.splits, json.dumps(splits, indent=0, sort_keys=True) + "\n")
     counts = write_dataset(work.preferences, rows, splits)

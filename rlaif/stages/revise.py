@@ -388,6 +388,8 @@ def _write(
             "judged": judged.rounds,
         }
     )
+    # Killed from here on, the policy that was tuned on other revisions is not taken for theirs.
+    work.mark_unfinished(folder)
     write_jsonl(work.chains, found.chains)
     write_jsonl(folder / "prompts.jsonl", plan.prompts)
     write_text(folder / "splits.json", json.dumps(splits, indent=0, sort_keys=True) + "\n")

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import errno
+import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from safetensors import SafetensorError
-
 from rlaif.errors import SetupError
-from rlaif.files import disk_errors
+from rlaif.files import UNFINISHED, disk_errors
 
 
 def check_target(out: Path) -> None:
@@ -39,9 +38,11 @@ def written_whole(out: Path) -> Iterator[Path]:
     or `out` is somebody else's (see `check_target`).
     """
     check_target(out)
-    with disk_errors(out), _full_disk_as_os_error():
+    with disk_errors(out), _with_number():
         out.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+        temporary = Path(
+            tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.", suffix=UNFINISHED)
+        )
         try:
             new = temporary / "new"
             new.mkdir()
@@ -54,11 +55,15 @@ def written_whole(out: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _full_disk_as_os_error() -> Iterator[None]:
-    """safetensors has an error of its own for a full disk, and no number in it."""
+def _with_number() -> Iterator[None]:
+    """safetensors and tokenizers are Rust, and have errors of their own for a full disk, with its
+    number in their text alone."""
     try:
         yield
-    except SafetensorError as e:
-        if "No space left" not in str(e):
+    except OSError:
+        raise
+    except Exception as e:
+        found = re.search(r"\(os error (\d+)\)", str(e))
+        if found is None:
             raise
-        raise OSError(errno.ENOSPC, str(e)) from e
+        raise OSError(int(found[1]), os.strerror(int(found[1]))) from e
