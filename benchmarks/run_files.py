@@ -20,6 +20,8 @@ STORE = ("calls.sqlite", "calls.sqlite-wal", "calls.sqlite-shm")
 FIGURES = ("parts/", "report.json")
 """Files that tell of times and of what was stored already, beside figures."""
 PAGE = "report.html"
+OF_ONE_TIME = ("seconds", "asking_s", "usd", "created", "at")
+"""Fields that tell of when, for how long and for how much: a run that goes on spends less."""
 Stored = dict[str, tuple[str, str]]
 """Key of a call -> its request and reply, as they stand in the store."""
 
@@ -61,7 +63,7 @@ def figures(value: Any) -> Any:
         return [figures(v) for v in value]
     if not isinstance(value, dict):
         return value
-    kept = {k: figures(v) for k, v in value.items() if k not in ("seconds", "created", "at")}
+    kept = {k: figures(v) for k, v in value.items() if k not in OF_ONE_TIME}
     if "calls_made" in kept:
         kept["calls"] = kept.pop("calls_made") + kept.pop("calls_from_store")
     return kept

@@ -176,7 +176,9 @@ def jsonl_writer(path: Path) -> Iterator[Callable[[BaseModel], None]]:
     without an error; else the old one is left."""
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        handle, temporary = tempfile.mkstemp(
+            dir=path.parent, prefix=f".{path.name}.", suffix=UNFINISHED
+        )
         file = os.fdopen(handle, "w", encoding="utf-8", newline="\n")
 
     def write(record: BaseModel) -> None:
