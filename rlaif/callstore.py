@@ -6,7 +6,7 @@ import hashlib
 import sqlite3
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
 from pydantic import ValidationError
 
@@ -27,6 +27,17 @@ def _request_json(request: ChatRequest) -> str:
     if not request.menu:
         del plain["menu"]  # calls that were stored before there were menus keep their keys
     return canonical(plain)
+
+
+class StoredCall(NamedTuple):
+    """An answered call."""
+
+    request: ChatRequest
+    reply: ChatReply
+    seconds: float
+    """From the question to the answer."""
+    answered: float
+    """When the answer was stored, in seconds since 1970."""
 
 
 class CallStore:
@@ -99,6 +110,26 @@ class CallStore:
                 file=self.path,
                 fix="free some disk space and run the same command again; nothing stored is lost",
             ) from e
+
+    def of_model(self, identity: str, most: int) -> list[StoredCall]:
+        """Up to `most` calls of one model, in the order answered. Raises StoreError."""
+        try:
+            rows = self._db.execute(
+                "SELECT request, reply, seconds, (julianday(created) - 2440587.5) * 86400.0 FROM"
+                " calls WHERE json_extract(request, '$.model') = ? ORDER BY created, key LIMIT ?",
+                (identity, most),
+            ).fetchall()
+            return [
+                StoredCall(
+                    ChatRequest.model_validate_json(request),
+                    ChatReply.model_validate_json(reply),
+                    seconds,
+                    answered,
+                )
+                for request, reply, seconds, answered in rows
+            ]
+        except (sqlite3.Error, ValidationError) as e:
+            raise self._unusable(e) from e
 
     def __len__(self) -> int:
         count: int = self._db.execute("SELECT count(*) FROM calls").fetchone()[0]

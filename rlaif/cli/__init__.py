@@ -11,7 +11,7 @@ import typer
 import typer.core
 
 from rlaif import __version__
-from rlaif.cli import constitution
+from rlaif.cli import constitution, plan
 from rlaif.cli.stopping import stoppable
 from rlaif.errors import RlaifError, SetupError
 from rlaif.stages import ORDER
@@ -158,6 +158,7 @@ for _name, _does in ORDER.items():
 
 
 app.add_typer(constitution.app)
+plan.register(app)
 
 
 def _execute(

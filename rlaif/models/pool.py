@@ -117,7 +117,7 @@ def weights_identity(directory: Path) -> str:
     return f"weights@{embedded.weights_fingerprint(directory)[:16]}"
 
 
-def _served_identity(identity: str, server: ServerConfig) -> str:
+def served_identity(identity: str, server: ServerConfig) -> str:
     """A precision or an argument of the server that the user chose can change the answers."""
     chosen = [f"dtype={server.dtype}"] if server.dtype != "auto" else []
     chosen += server.extra_args
@@ -224,7 +224,7 @@ class ModelPool:
                 )
             case "vllm" | "embedded":
                 return ManagedModel(
-                    _served_identity(identity, config.server),
+                    served_identity(identity, config.server),
                     lambda: self._running(config, field),
                     config.timeout_s,
                 )
