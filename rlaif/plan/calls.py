@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import takewhile
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 from rlaif.callstore import call_key
@@ -13,6 +14,7 @@ from rlaif.judge.aggregate import Pair
 from rlaif.judge.ask import EXAMPLE, Tiers
 from rlaif.judge.config import JudgeConfig
 from rlaif.judge.forms import Ask, Asked, Form
+from rlaif.models import embedded
 from rlaif.models.anthropic_messages import AnthropicModel
 from rlaif.models.fake import FakeModel
 from rlaif.models.names import parse_model
@@ -37,6 +39,8 @@ class Voice(NamedTuple):
     like: tuple[str, ...]
     """Identities of models whose stored calls tell what its calls will be like."""
     concurrency: int
+    tokenizer: Path | None
+    """Folder of its own tokenizer, or of one of the same kind; None: none is at hand."""
 
 
 class Planned(NamedTuple):
@@ -49,6 +53,8 @@ class Planned(NamedTuple):
     """Of its prompt; a span where it quotes answers that are not there yet."""
     chance: Chance
     stored: bool
+    pair: tuple[str, str] | None
+    """Prompt and comparison that a judge is asked about."""
 
 
 class Text(NamedTuple):
@@ -74,7 +80,13 @@ def voice_of(config: ModelConfig, field: str) -> Voice:
         case "vllm" | "embedded":
             identity, kind = served_identity(identity, config.server), ManagedModel
     asked = Asked(identity, gives_logprobs, kind.max_n)
-    return Voice(config.model, asked, (identity,), config.concurrency)
+    folder = embedded.kept(name.rest) if name.scheme == "embedded" else name.directory
+    return Voice(config.model, asked, (identity,), config.concurrency, with_tokenizer(folder))
+
+
+def with_tokenizer(folder: Path | None) -> Path | None:
+    """The folder, if there is one with a tokenizer in it."""
+    return folder if folder and (folder / "tokenizer_config.json").is_file() else None
 
 
 class Calls:
@@ -93,6 +105,7 @@ class Calls:
         quoted: Sequence[Text] = (),
         chance: Chance = "sure",
         sites: int = 1,
+        pair: tuple[str, str] | None = None,
     ) -> list[Text]:
         """Notes a call and returns its answers: those in the store, or stand-ins. `quoted` are the
         answers in its prompt; `sites`: about how many calls like it there are."""
@@ -105,7 +118,13 @@ class Calls:
             for text in quoted:
                 size = size + text.length
             self.found[key] = Planned(
-                known.stage if known else stage, voice, request, size, chance, reply is not None
+                known.stage if known else stage,
+                voice,
+                request,
+                size,
+                chance,
+                reply is not None,
+                pair,
             )
         if reply is not None:
             return [Text(c.text.strip(), exactly(len(c.text.strip()))) for c in reply.choices]
@@ -180,6 +199,16 @@ class Calls:
                             ask = Ask(pair, worded, order)
                             self._ask(stage, voice, form, ask, chance, texts, len(pairs))
 
+    def asked_already(self, config: JudgeConfig, tiers: Tiers, pair: Pair) -> bool:
+        """Whether the first judge was asked about a pair."""
+        voice = voice_of(config.first, "judge.model")
+        form = Form(config.first, voice.asked)
+        for tier in tiers.of(pair)[:1]:
+            ask = Ask(pair, tier[0].worded(pair.prompt), form.orders[0])
+            request, *_ = [*form.before(ask), *form.verdict(ask, [""] * len(form.before(ask)))]
+            return self.history.reply(request) is not None
+        return False
+
     def _ask(
         self,
         stage: str,
@@ -191,16 +220,17 @@ class Calls:
         sites: int,
     ) -> None:
         shown = [texts.get(r.id, Text(r.text, exactly(len(r.text)))) for r in ask.shown]
+        about = (ask.pair.prompt.id, ask.pair.id)
         before = form.before(ask)
         alone = len(before) == len(shown)  # a critique of each
         quoted = []
         for i, request in enumerate(before):
             of = [shown[i]] if alone else shown
-            quoted += self.add(stage, voice, request, of, chance, sites)[:1]
+            quoted += self.add(stage, voice, request, of, chance, sites, about)[:1]
         verdicts = form.verdict(ask, [text.text for text in quoted])
         for i, request in enumerate(verdicts):
             of = [shown[i]] if form.orders == ("none",) else [*shown, *quoted]
-            self.add(stage, voice, request, of, chance, sites)
+            self.add(stage, voice, request, of, chance, sites, about)
 
 
 def response(name: str, prompt: Prompt, text: Text) -> Response:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import functools
+import importlib.util
+import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from rlaif.models.prices import Prices
 from rlaif.plan.calls import Calls, Chance, Planned, Voice
-from rlaif.plan.figures import ZERO, Figure, exactly, total
-from rlaif.plan.history import History, Shape, Told, shape_of
+from rlaif.plan.figures import ZERO, Figure, exactly, mean_to_come, total
+from rlaif.plan.history import History, Shape, Told, characters, shape_of
 from rlaif.plan.stages import calls_of
 from rlaif.plan.training import training
 from rlaif.recipe import RunConfig
+from rlaif.types import Message
 
 CHANCES: Mapping[Chance, Figure] = {
     "sure": exactly(1.0),
@@ -25,6 +29,8 @@ SAID = {
     "tier": "a later tier of principles is asked about 20 % of the pairs (0 to 100 %)",
     "cascade": "the cascade's strong judge is asked about 30 % of the pairs (0 to 100 %)",
 }
+MOST_COUNTED = 400
+"""Prompts of one kind that are counted token by token."""
 ALTERNATIVES_BYTES = 1100
 """Twenty alternatives of a token, as they stand in the store."""
 COPIES = Figure(1.0, 1.5, 2.5)
@@ -71,11 +77,12 @@ def estimate(
     with History(out, beside) as history:
         calls = calls_of(config, out, history)
         notes = _Notes()
+        shares = _shares(calls, notes)
         groups = _groups(calls)
         found = []
         for stage in config.stages():
             of_stage = [
-                _group(history, prices, notes, batch, *key, members)
+                _group(history, prices, notes, batch, shares, *key, members)
                 for key, members in groups.items()
                 if key[0] == stage
             ]
@@ -105,6 +112,42 @@ class _Notes:
 Key = tuple[str, Voice, Shape, Chance]
 
 
+def _settled(calls: Calls) -> set[tuple[str, str, str]]:
+    """Stage, prompt and pair of those about which all that is sure to be asked was answered: what
+    hangs on their verdicts was asked then, or is not needed."""
+    found: dict[tuple[str, str, str], bool] = {}
+    for call in calls.found.values():
+        if call.pair is not None and call.chance == "sure":
+            at = (call.stage, *call.pair)
+            found[at] = found.get(at, True) and call.stored
+    return {at for at, stored in found.items() if stored}
+
+
+def _shares(calls: Calls, notes: _Notes) -> Mapping[Chance, Figure]:
+    """How many of the calls that hang on a verdict are made: by the pairs that are settled, else
+    assumed. Forgets the calls that settled pairs did not need."""
+    settled = _settled(calls)
+    seen: dict[Chance, dict[str, list[bool]]] = defaultdict(lambda: defaultdict(list))
+    open_too = set()
+    for key, call in list(calls.found.items()):
+        if call.chance == "sure" or call.pair is None:
+            continue
+        if (call.stage, *call.pair) in settled:
+            seen[call.chance][call.pair[0]].append(call.stored)
+            if not call.stored:
+                del calls.found[key]
+        elif not call.stored:
+            open_too.add(call.chance)
+    shares = dict(CHANCES)
+    for chance in sorted(open_too):
+        of_prompt = [sum(made) / len(made) for made in seen[chance].values()]
+        if len(of_prompt) > 1:
+            shares[chance] = mean_to_come(of_prompt, len(calls.found)).within(0.0, 1.0)
+        else:
+            notes.assumed[SAID[chance]] = None
+    return shares
+
+
 def _groups(calls: Calls) -> dict[Key, list[Planned]]:
     """The calls that nobody has answered, of one stage and kind together."""
     groups: dict[Key, list[Planned]] = defaultdict(list)
@@ -120,6 +163,7 @@ def _group(
     prices: Prices,
     notes: _Notes,
     batch: bool,
+    shares: Mapping[Chance, Figure],
     stage: str,
     voice: Voice,
     shape: Shape,
@@ -127,11 +171,10 @@ def _group(
     members: Sequence[Planned],
 ) -> Estimate:
     told = history.told(voice.like, members[0].request)
-    share = CHANCES[chance]
-    if chance != "sure":
-        notes.assumed[SAID[chance]] = None
+    share = shares[chance]
     calls, answers = len(members), sum(c.request.sampling.n for c in members)
-    asked = total(c.characters for c in members).times(told.tokens_a_character(calls))
+    a_character = _counted(voice, members, notes) or told.tokens_a_character(calls)
+    asked = total(c.characters for c in members).times(a_character)
     prompt = asked.times(share)
     a_token = told.answered_tokens(shape.max_tokens, calls)
     completion = a_token.times(exactly(answers)).times(share)
@@ -153,12 +196,33 @@ def _group(
     )
 
 
+def _counted(voice: Voice, members: Sequence[Planned], notes: _Notes) -> Figure | None:
+    """Tokens a character by the model's own tokenizer, of evenly chosen prompts; None: there is no
+    tokenizer at hand."""
+    if voice.tokenizer is None or importlib.util.find_spec("transformers") is None:
+        return None
+    count = _counter(voice.tokenizer)
+    if count is None:
+        return None
+    chosen = members[:: math.ceil(len(members) / MOST_COUNTED)]
+    tokens = sum(count(c.request.messages) for c in chosen)
+    notes.measured[f"{voice.model}: prompts by its own tokenizer"] = None
+    return exactly(tokens / max(sum(characters(c.request) for c in chosen), 1))
+
+
+@functools.cache
+def _counter(folder: Path) -> Callable[[Sequence[Message]], int] | None:
+    from rlaif.train.counting import token_counter
+
+    return token_counter(folder)
+
+
 def _note(notes: _Notes, told: Told, voice: Voice, shape: Shape) -> None:
     model = voice.model
     if told.calls:
         notes.measured[f"{model}: {len(told.calls)} answers like these in {told.where}"] = None
         return
-    if not told.of_model:
+    if not told.of_model and voice.tokenizer is None:
         low, point, high = (1 / x for x in reversed(told.tokens_a_character(1)))
         notes.assumed[f"{model}: {point:.1f} characters a token ({low:.1f} to {high:.1f})"] = None
     if shape.max_tokens > 1:

@@ -15,7 +15,16 @@ from rlaif.judge.design import fixed_design
 from rlaif.judge.forms import Asked
 from rlaif.models.names import parse_model
 from rlaif.models.pool import ManagedModel, weights_identity, weights_of
-from rlaif.plan.calls import Calls, Text, Voice, common_tail, response, tails_of, voice_of
+from rlaif.plan.calls import (
+    Calls,
+    Text,
+    Voice,
+    common_tail,
+    response,
+    tails_of,
+    voice_of,
+    with_tokenizer,
+)
 from rlaif.plan.history import History
 from rlaif.preferences import split_by_prompt
 from rlaif.recipe import SFT, RunConfig
@@ -118,8 +127,15 @@ def _design(
 ) -> list[Pair]:
     plain = [(prompt, [r for r, _ in answers]) for prompt, answers in groups]
     kind, m = judge.comparisons, judge.comparisons_per_prompt
-    # An adaptive choice follows the verdicts; that it is so many pairs is known.
-    return fixed_design("random" if kind == "adaptive" else kind, plain, m, seed)
+    if kind != "adaptive":
+        return fixed_design(kind, plain, m, seed)
+    # It follows the verdicts; that it is so many pairs is known, and which were asked about.
+    found: list[Pair] = []
+    for group in plain:
+        pairs = fixed_design("all", [group], None, seed)
+        pairs.sort(key=lambda pair: not calls.asked_already(judge, tiers, pair))
+        found += pairs[:m]
+    return found
 
 
 def _compare(
@@ -180,4 +196,6 @@ def _trained(policy: Voice, weights: Path, by_vllm: bool) -> Voice:
         identity = weights_identity(weights)
         identity = identity if by_vllm else f"transformers/{identity}"
     asked = Asked(identity, gives_logprobs=True, max_n=MAX_N)
-    return Voice(f"{scheme}/{weights}", asked, (identity, *policy.like), policy.concurrency)
+    tokenizer = with_tokenizer(weights) or policy.tokenizer
+    like = (identity, *policy.like)
+    return Voice(f"{scheme}/{weights}", asked, like, policy.concurrency, tokenizer)

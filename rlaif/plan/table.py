@@ -69,7 +69,7 @@ def _plain(e: Estimate) -> dict[str, Any]:
 def _row(e: Estimate) -> Sequence[str]:
     return (
         e.stage,
-        _shown(e.calls, _count),
+        _shown(e.calls, _whole),
         str(e.stored),
         _shown(e.input_tokens, _count),
         _shown(e.output_tokens, _count),
@@ -97,6 +97,10 @@ def _shown(figure: Figure | None, show: Show) -> str:
         return UNKNOWN
     low, point, high = (show(value) for value in figure)
     return point if low == high else f"{point} ({low} - {high})"
+
+
+def _whole(value: float) -> str:
+    return f"{value:,.0f}"
 
 
 def _count(value: float) -> str:

@@ -41,12 +41,14 @@ def training(
     if section is None:
         return None
     identity, folder = _start(config, stage, section.base, out)
-    found = [_part(directory, PARTS[stage]) for directory in (out, *beside)]
-    paces = [
-        part["seconds"] / part["steps"]
-        for part in found
-        if part is not None and part["base"] == identity and part["steps"]
-    ]
+    paces = []
+    for directory in (out, *beside):
+        part, cost = _part(directory, PARTS[stage]), _part(directory, "cost")
+        if part is None or part["base"] != identity or not part["steps"]:
+            continue
+        # The stage scores as well; run again over what is made already, it took next to nothing.
+        stage_s = cost[stage]["seconds"] if cost and stage in cost else 0.0
+        paces.append(max(part["seconds"], stage_s) / part["steps"])
     seconds = None
     if paces:
         pace = sum(paces) / len(paces)
