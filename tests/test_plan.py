@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import math
@@ -10,20 +11,26 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Finished
+from conftest import Finished, chat_request
 from local_server import Script, Seen, Server, completion
 
-from rlaif.callstore import CallStore, StoredCall
+from rlaif.callstore import CallStore, StoredCall, call_key
+from rlaif.datasets import load_prompts
+from rlaif.models import embedded
 from rlaif.models.prices import Price, Prices
 from rlaif.plan.estimate import Plan, estimate
 from rlaif.plan.figures import Figure, exactly, mean_to_come, total
-from rlaif.plan.history import History
+from rlaif.plan.history import Told
 from rlaif.plan.pilot import run_pilot
 from rlaif.plan.table import lines
 from rlaif.recipe import RunConfig, execute, load_run
+from rlaif.train.counting import token_counter
+from rlaif.train.generate import TransformersModel
+from rlaif.types import ChatReply, Choice
 
 PRICE = Price(input=3.0, output=15.0)
 WORDS = ("plain", "answers", "come", "first", "and", "reasons", "follow", "in", "a", "line")
+IDENTITIES = ("fake/policy", "fake/shorter", "fake/longer", "served/m")
 PRINCIPLES = """
 id: two
 principles:
@@ -80,17 +87,12 @@ def stage(plan: Plan, name: str) -> Any:
     return found
 
 
-def stored(out: Path) -> dict[tuple[str, int], StoredCall]:
-    """Every call in a store."""
+def stored(out: Path) -> dict[str, StoredCall]:
+    """Every call in a store, by its key."""
     with CallStore(out / "calls.sqlite") as store:
-        models = store._db.execute(
-            "SELECT DISTINCT json_extract(request, '$.model') FROM calls"
-        ).fetchall()
-        return {
-            (model, hash(call.request.model_dump_json())): call
-            for (model,) in models
-            for call in store.of_model(model, 1_000_000)
-        }
+        calls = [c for model in IDENTITIES for c in store.of_model(model, 1_000_000)]
+        assert len(calls) == len(store)
+    return {call_key(call.request): call for call in calls}
 
 
 def check_against_the_stages(
@@ -353,17 +355,63 @@ def test_a_bad_price_file_ends_the_command_with_one_line(
     assert told.refused().startswith("prices.yaml:2: models.openai/x.")
 
 
-def test_time_is_between_side_by_side_and_as_fast_as_it_was(empty_place: Path) -> None:
-    recipe = written_run(empty_place, "model: fake/shorter?delay=0.01")
-    config = loaded(recipe)
-    run_pilot(config, empty_place, 1)
-    with History(empty_place, []) as history:
-        history.tails = ()
-        calls = history._of("fake/shorter")[0][1]
-        told = history.told(("fake/shorter",), calls[0].request)
-        found = told.seconds(240, 24)
-    assert found is not None
-    alone = sum(call.seconds for call in told.calls) / len(told.calls)
-    # 240 calls, 24 at a time, of this long each; and a quarter for the unknown.
-    assert found.low >= 10 * alone / 1.25 * 0.999
-    assert found.low <= found.point <= found.high
+def test_time_is_between_side_by_side_and_as_fast_as_it_was() -> None:
+    # Four calls of 2 s, all at once: 2 answers a second.
+    reply = ChatReply(
+        choices=(Choice(text="A", finish_reason="stop"),), prompt_tokens=5, completion_tokens=1
+    )
+    calls = [StoredCall(chat_request(str(i)), reply, 2.0, 102.0) for i in range(4)]
+    # Eight more at once take 2 s if they do not hinder each other, 4 s at two a second.
+    # (And a millisecond of our own for each.)
+    quick = Told(calls, calls, "").seconds(8, 8)
+    assert quick == pytest.approx((2 / 1.25, 8**0.5, 4 * 1.25), rel=0.01)
+    # Two at a time, each still 2 s: 8 s. As quick as then is no slower than that.
+    slow = Told(calls, calls, "").seconds(8, 2)
+    assert slow == pytest.approx((4 / 1.25, 32**0.5, 8 * 1.25), rel=0.01)
+    assert Told([], [], "").seconds(8, 8) is None
+
+
+def test_pairs_that_an_adaptive_pilot_chose_are_paid_for(empty_place: Path) -> None:
+    adaptive = "model: fake/shorter, comparisons: adaptive, comparisons_per_prompt: 4"
+    recipe = written_run(empty_place, adaptive, n=5)
+    run_pilot(loaded(recipe), empty_place / "out", 2)
+    found = stage(planned(loaded(recipe), empty_place / "out"), "judge")
+    assert found.calls == exactly(3 * 16)
+
+
+def test_a_local_model_counts_a_prompt_by_its_own_tokenizer(one_thread: None) -> None:
+    folder = embedded.prepare("tiny-random", lambda status: None)
+    request = chat_request("How many tokens are in this sentence, and in its template?")
+    reply = asyncio.run(TransformersModel(str(folder), "m").ask(request))
+    count = token_counter(folder)
+    assert count is not None
+    assert count(request.messages) == reply.prompt_tokens
+
+
+def test_the_plan_counts_a_served_policys_prompts_by_its_tokenizer(empty_place: Path) -> None:
+    folder = embedded.prepare("tiny-random", lambda status: None)
+    recipe = written_run(empty_place, "model: fake/shorter", policy="embedded/tiny-random", n=5)
+    count = token_counter(folder)
+    assert count is not None
+    prompts = load_prompts(str(empty_place / "prompts.jsonl"), None)
+    found = stage(planned(loaded(recipe), empty_place / "out"), "sample")
+    assert found.input_tokens == pytest.approx(exactly(sum(count(p.messages) for p in prompts)))
+
+
+def test_a_training_lasts_as_long_as_its_steps_did_in_a_run_from_the_same_weights(
+    empty_place: Path,
+) -> None:
+    recipe = written_run(empty_place, "model: fake/shorter", n=10)
+    out, other = empty_place / "out", empty_place / "other"
+    assert stage(planned(loaded(recipe), out), "train-rm").seconds is None
+    parts = {
+        "reward_model": {"base": embedded.identity("tiny-random"), "steps": 5, "seconds": 10.0},
+        "cost": {"train-rm": {"seconds": 15.0}},
+    }
+    (other / "parts").mkdir(parents=True)
+    for name, value in parts.items():
+        text = json.dumps({"of": None, "value": value})
+        (other / "parts" / f"{name}.json").write_text(text, encoding="utf-8")
+    plan = estimate(loaded(recipe), out, Prices.load(None), [other])
+    # 8 train prompts in batches of 4: 2 steps of 3 s, and half or double.
+    assert stage(plan, "train-rm").seconds == pytest.approx((3.0, 6.0, 12.0))

@@ -199,14 +199,12 @@ class Calls:
                             ask = Ask(pair, worded, order)
                             self._ask(stage, voice, form, ask, chance, texts, len(pairs))
 
-    def asked_already(self, config: JudgeConfig, tiers: Tiers, pair: Pair) -> bool:
-        """Whether the first judge was asked about a pair."""
-        voice = voice_of(config.first, "judge.model")
-        form = Form(config.first, voice.asked)
+    def asked_already(self, form: Form, tiers: Tiers, pair: Pair) -> bool:
+        """Whether a judge was asked about a pair."""
         for tier in tiers.of(pair)[:1]:
             ask = Ask(pair, tier[0].worded(pair.prompt), form.orders[0])
-            request, *_ = [*form.before(ask), *form.verdict(ask, [""] * len(form.before(ask)))]
-            return self.history.reply(request) is not None
+            first = form.before(ask) or form.verdict(ask, [])
+            return self.history.reply(first[0]) is not None
         return False
 
     def _ask(

@@ -19,6 +19,9 @@ TOKENS_A_CHARACTER = Figure(1 / 5.5, 1 / 4.2, 1 / 3.0)
 SHARE_OF_LIMIT = Figure(0.1, 0.5, 1.0)
 """How much of its token limit an answer takes, where no call tells."""
 
+OWN_S = Figure(0.0003, 0.0008, 0.003)
+"""Seconds of our own for a call: to word it, store it and read it; see benchmarks/plan.py."""
+
 
 class Shape(NamedTuple):
     """What calls of one kind share: the same question to the same model."""
@@ -131,7 +134,8 @@ class Told(NamedTuple):
         low, high = sorted((side_by_side, as_then))
         low = max(low, alone)
         high = max(high, low)
-        return Figure(low / 1.25, (low * high) ** 0.5, high * 1.25)
+        asking = Figure(low / 1.25, (low * high) ** 0.5, high * 1.25)
+        return asking + OWN_S.times(exactly(calls))
 
 
 def _busy(spans: list[tuple[float, float]]) -> float:

@@ -12,7 +12,7 @@ from rlaif.judge.aggregate import Pair
 from rlaif.judge.ask import EXAMPLE, Tiers
 from rlaif.judge.config import JudgeConfig
 from rlaif.judge.design import fixed_design
-from rlaif.judge.forms import Asked
+from rlaif.judge.forms import Asked, Form
 from rlaif.models.names import parse_model
 from rlaif.models.pool import ManagedModel, weights_identity, weights_of
 from rlaif.plan.calls import (
@@ -130,10 +130,11 @@ def _design(
     if kind != "adaptive":
         return fixed_design(kind, plain, m, seed)
     # It follows the verdicts; that it is so many pairs is known, and which were asked about.
+    form = Form(judge.first, voice_of(judge.first, "judge.model").asked)
     found: list[Pair] = []
     for group in plain:
         pairs = fixed_design("all", [group], None, seed)
-        pairs.sort(key=lambda pair: not calls.asked_already(judge, tiers, pair))
+        pairs.sort(key=lambda pair: not calls.asked_already(form, tiers, pair))
         found += pairs[:m]
     return found
 
