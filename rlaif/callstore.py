@@ -112,11 +112,12 @@ class CallStore:
             ) from e
 
     def of_model(self, identity: str, most: int) -> list[StoredCall]:
-        """Up to `most` calls of one model, in the order answered. Raises StoreError."""
+        """Up to `most` calls of one model, in the order of their keys: the same ones in the same
+        order, however they came in. Raises StoreError."""
         try:
             rows = self._db.execute(
                 "SELECT request, reply, seconds, (julianday(created) - 2440587.5) * 86400.0 FROM"
-                " calls WHERE json_extract(request, '$.model') = ? ORDER BY created, key LIMIT ?",
+                " calls WHERE json_extract(request, '$.model') = ? ORDER BY key LIMIT ?",
                 (identity, most),
             ).fetchall()
             return [

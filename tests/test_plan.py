@@ -130,9 +130,9 @@ def test_after_a_pilot_the_plan_of_the_smoke_recipe_is_what_it_then_takes(
 def test_after_a_pilot_the_plan_of_a_critique_judge_is_what_it_then_takes(
     empty_place: Path,
 ) -> None:
-    recipe = written_run(empty_place, "model: fake/longer, mode: critique")
+    recipe = written_run(empty_place, "model: fake/longer, mode: critique", n=24)
     prices = priced("fake/policy", "fake/longer")
-    check_against_the_stages(loaded(recipe), empty_place / "out", prices, pilot=6)
+    check_against_the_stages(loaded(recipe), empty_place / "out", prices, pilot=8)
 
 
 def by_rule(seen: Seen) -> Script:
@@ -145,6 +145,7 @@ def by_rule(seen: Seen) -> Script:
     for i in range(seen.body.get("n", 1)):
         drawn = int(hashlib.sha256(f"{i}{prompt}".encode()).hexdigest()[:8], 16)
         text = " ".join(WORDS[(drawn + j * j) % len(WORDS)] for j in range(8 + drawn % 25))
+        text += f" {drawn}"  # equal answers would be asked about once, and fewer calls be made
         texts.append(f"{text} [[{'AB'[drawn % 2]}]]" if "double brackets" in prompt else text)
     usage = {
         "prompt_tokens": 11 + math.ceil(len(prompt) / 3.7),
@@ -260,6 +261,15 @@ def test_an_unknown_price_is_said_and_the_total_is_a_lower_bound(empty_place: Pa
     assert any("no price is known for openai/not-known: the total is a lower" in t for t in told)
 
 
+def test_a_price_in_the_recipe_is_taken(empty_place: Path) -> None:
+    recipe = written_run(
+        empty_place, "model: openai/not-known, usd_per_million_tokens: [1000000, 0]", n=5
+    )
+    found = stage(planned(loaded(recipe), empty_place / "out"), "judge")
+    # A dollar a token.
+    assert found.usd == pytest.approx(found.input_tokens)
+
+
 def test_assumptions_are_told_as_assumptions_and_a_pilot_replaces_them(empty_place: Path) -> None:
     recipe = written_run(empty_place, "model: fake/shorter")
     out = empty_place / "out"
@@ -292,6 +302,16 @@ def test_a_later_tier_is_a_span_until_verdicts_tell(empty_place: Path) -> None:
     # Whoever names the first in both orders leaves every pair a tie: the second tier is asked.
     run_pilot(loaded(recipe), out, 3)
     assert stage(planned(loaded(recipe), out), "judge").calls == exactly(3 * 24)
+
+
+def test_what_verdicts_made_needless_is_not_planned_any_more(empty_place: Path) -> None:
+    recipe = written_run(empty_place, "model: fake/shorter, principles: tiers", n=6)
+    tiers = PRINCIPLES.format(more="    tier: 2")
+    (empty_place / "two.yaml").write_text(tiers, encoding="utf-8")
+    run_pilot(loaded(recipe), empty_place / "out", 6)
+    found = stage(planned(loaded(recipe), empty_place / "out"), "judge")
+    assert found.calls == exactly(0)
+    assert 6 * 12 < found.stored < 6 * 24
 
 
 def test_a_cascade_asks_its_strong_judge_between_never_and_always(empty_place: Path) -> None:

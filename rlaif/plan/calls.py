@@ -3,6 +3,7 @@ nobody has given yet."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import takewhile
 from pathlib import Path
@@ -12,7 +13,7 @@ from rlaif.callstore import call_key
 from rlaif.files import digest
 from rlaif.judge.aggregate import Pair
 from rlaif.judge.ask import EXAMPLE, Tiers
-from rlaif.judge.config import JudgeConfig
+from rlaif.judge.config import AskConfig, JudgeConfig
 from rlaif.judge.forms import Ask, Asked, Form
 from rlaif.models import embedded
 from rlaif.models.anthropic_messages import AnthropicModel
@@ -20,8 +21,9 @@ from rlaif.models.fake import FakeModel
 from rlaif.models.names import parse_model
 from rlaif.models.openai_compatible import OpenAIModel
 from rlaif.models.pool import ManagedModel, ModelConfig, identity_of, served_identity
+from rlaif.models.prices import Price
 from rlaif.plan.figures import Figure, exactly
-from rlaif.plan.history import History, characters
+from rlaif.plan.history import History, Shape, characters, shape_of
 from rlaif.types import ChatRequest, Prompt, Response, Sampling
 
 Chance = Literal["sure", "tier", "cascade"]
@@ -41,6 +43,8 @@ class Voice(NamedTuple):
     concurrency: int
     tokenizer: Path | None
     """Folder of its own tokenizer, or of one of the same kind; None: none is at hand."""
+    price: Price | None = None
+    """What the config itself says that it costs; None: it says nothing."""
 
 
 class Planned(NamedTuple):
@@ -81,7 +85,10 @@ def voice_of(config: ModelConfig, field: str) -> Voice:
             identity, kind = served_identity(identity, config.server), ManagedModel
     asked = Asked(identity, gives_logprobs, kind.max_n)
     folder = embedded.kept(name.rest) if name.scheme == "embedded" else name.directory
-    return Voice(config.model, asked, (identity,), config.concurrency, with_tokenizer(folder))
+    own = config.usd_per_million_tokens if isinstance(config, AskConfig) else None
+    price = Price(input=own[0], output=own[1]) if own else None
+    tokenizer = with_tokenizer(folder)
+    return Voice(config.model, asked, (identity,), config.concurrency, tokenizer, price)
 
 
 def with_tokenizer(folder: Path | None) -> Path | None:
@@ -92,9 +99,9 @@ def with_tokenizer(folder: Path | None) -> Path | None:
 class Calls:
     """Collects each distinct call once, in the order of the stages."""
 
-    def __init__(self, history: History, seed: int) -> None:
+    def __init__(self, history: History) -> None:
         self.history = history
-        self.seed = seed
+        self._drawn: Counter[tuple[tuple[str, ...], Shape]] = Counter()
         self.found: dict[str, Planned] = {}
 
     def add(
@@ -139,7 +146,10 @@ class Calls:
             texts = [_filler(f"{key}:{i}", length) for i, length in enumerate(lengths)]
         else:
             # The answers of one stored call together, so that equal ones are as frequent as there.
-            drawn = told.calls[int(digest([key, self.seed])[:12], 16) % len(told.calls)]
+            # One after the other (by key, so in no order): their mean is that of all.
+            kind = voice.like, shape_of(request, self.history.tails)
+            drawn = told.calls[self._drawn[kind] % len(told.calls)]
+            self._drawn[kind] += 1
             said = [choice.text.strip() for choice in drawn.reply.choices]
             texts = [said[i % len(said)] for i in range(n)]
         return [
@@ -159,22 +169,29 @@ class Calls:
     ) -> list[tuple[Prompt, list[tuple[Response, Text]]]]:
         """As `rlaif.sample.sample` asks for them."""
         per_call = min(k, voice.asked.max_n)
-        groups = []
-        for prompt in prompts:
-            answers: list[tuple[Response, Text]] = []
-            for start in range(0, k, per_call):
-                request = ChatRequest(
+        requests = [
+            (
+                prompt,
+                start,
+                ChatRequest(
                     model=voice.asked.identity,
                     messages=prompt.messages,
                     sampling=sampling.model_copy(update={"n": min(per_call, k - start)}),
                     repeat=start // per_call,
-                )
-                given = self.add(stage, voice, request, sites=len(prompts))
-                for i, text in enumerate(given, start):
-                    if text.text:  # an answer without text is none
-                        answers.append((response(f"{prompt.id}/{i}", prompt, text), text))
-            groups.append((prompt, answers))
-        return groups
+                ),
+            )
+            for prompt in prompts
+            for start in range(0, k, per_call)
+        ]
+        coming = sum(self.history.reply(request) is None for _, _, request in requests)
+        answers: dict[str, list[tuple[Response, Text]]] = {p.id: [] for p in prompts}
+        for prompt, start, request in requests:
+            given = self.add(stage, voice, request, sites=coming)
+            for i, text in enumerate(given, start):
+                if text.text:  # an answer without text is none
+                    found = response(f"{prompt.id}/{i}", prompt, text)
+                    answers[prompt.id].append((found, text))
+        return [(prompt, answers[prompt.id]) for prompt in prompts]
 
     def judge(
         self,

@@ -242,7 +242,7 @@ def _usd(
     completion: Figure,
     batched: bool,
 ) -> Figure | None:
-    price = prices.of(voice.model)
+    price = voice.price or prices.of(voice.model)
     if price is None:
         notes.unpriced[voice.model] = None
         return None

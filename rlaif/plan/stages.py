@@ -50,7 +50,7 @@ def calls_of(config: RunConfig, out: Path, history: History) -> Calls:
         prepared = revise.prepare(config.revise, config.policy, config.judge, prompts, config.seed)
         tails |= set(_revise_tails(prepared))
     history.tails = tuple(sorted(tails - {""}, key=lambda tail: (-len(tail), tail)))
-    calls = Calls(history, config.seed)
+    calls = Calls(history)
     if config.revise is not None and prepared is not None:
         _revise(calls, config, config.revise, prepared, policy, tiers)
     start = _trained(policy, out / "sft", _by_vllm(config)) if config.start == "sft" else policy
