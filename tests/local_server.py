@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import json
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 
@@ -31,6 +32,8 @@ class Server(http.server.ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.script: list[Script] = []
+        self.rule: Callable[[Seen], Script] | None = None
+        """Answers what the script does not."""
         self.seen: list[Seen] = []
 
     @property
@@ -48,8 +51,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
         length = int(self.headers.get("content-length", 0))
         body = json.loads(self.rfile.read(length)) if length else None
         headers = {k.lower(): v for k, v in self.headers.items()}
-        self.server.seen.append(Seen(self.path, headers, body))
-        script = self.server.script.pop(0)
+        seen = Seen(self.path, headers, body)
+        self.server.seen.append(seen)
+        rule = self.server.rule
+        script = rule(seen) if rule and not self.server.script else self.server.script.pop(0)
         time.sleep(script.delay_s)
         raw = script.body if isinstance(script.body, str) else json.dumps(script.body)
         self.send_response(script.status)

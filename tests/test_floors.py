@@ -16,6 +16,7 @@ FLOORS = (
     ("evaluate", "workspace"),
     ("stages",),
     ("recipe",),
+    ("plan",),
     ("cli",),
     ("__main__",),
 )

@@ -8,7 +8,7 @@ import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
 from pydantic import ValidationError
 
@@ -30,6 +30,17 @@ def request_json(request: ChatRequest) -> str:
     if not request.menu:
         del plain["menu"]  # calls that were stored before there were menus keep their keys
     return canonical(plain)
+
+
+class StoredCall(NamedTuple):
+    """An answered call."""
+
+    request: ChatRequest
+    reply: ChatReply
+    seconds: float
+    """From the question to the answer."""
+    answered: float
+    """When the answer was stored, in seconds since 1970."""
 
 
 def _reply_json(reply: ChatReply) -> str:
@@ -123,6 +134,27 @@ class CallStore:
         try:
             self._db.execute("INSERT OR IGNORE INTO calls VALUES (?, ?, ?, ?, ?)", row)
         except sqlite3.Error as e:
+            raise self._unusable(e) from e
+
+    def of_model(self, identity: str, most: int) -> list[StoredCall]:
+        """Up to `most` calls of one model, in the order of their keys: the same ones in the same
+        order, however they came in. Raises StoreError."""
+        try:
+            rows = self._db.execute(
+                "SELECT request, reply, seconds, (julianday(created) - 2440587.5) * 86400.0 FROM"
+                " calls WHERE json_extract(request, '$.model') = ? ORDER BY key LIMIT ?",
+                (identity, most),
+            ).fetchall()
+            return [
+                StoredCall(
+                    ChatRequest.model_validate_json(request),
+                    ChatReply.model_validate_json(reply),
+                    seconds,
+                    answered,
+                )
+                for request, reply, seconds, answered in rows
+            ]
+        except (sqlite3.Error, ValidationError) as e:
             raise self._unusable(e) from e
 
     def __len__(self) -> int:

@@ -11,7 +11,7 @@ import typer
 import typer.core
 
 from rlaif import __version__
-from rlaif.cli import calls, constitution, store
+from rlaif.cli import calls, constitution, plan, store
 from rlaif.cli.stopping import stoppable
 from rlaif.errors import RlaifError, SetupError
 from rlaif.stages import ORDER
@@ -39,6 +39,10 @@ MaxUsd = Annotated[
 ]
 MaxCalls = Annotated[int | None, typer.Option(min=1, help="Stop asking after so many calls.")]
 MaxMinutes = Annotated[float | None, typer.Option(min=0, help="Stop asking after so many minutes.")]
+PriceFile = Annotated[
+    Path | None,
+    typer.Option("--prices", help="Your prices, over ours; RLAIF_PRICES if left out."),
+]
 
 
 class FieldsInHelp(typer.core.TyperCommand):
@@ -82,9 +86,10 @@ def run(
     max_usd: MaxUsd = None,
     max_calls: MaxCalls = None,
     max_minutes: MaxMinutes = None,
+    prices: PriceFile = None,
 ) -> None:
     """Run a recipe from the prompts to the report. Running it again asks nothing twice."""
-    budget = (max_usd, max_calls, max_minutes)
+    budget = (max_usd, max_calls, max_minutes, prices)
     _execute(None, recipe, overrides, out, reconfigure, budget)
 
 
@@ -156,10 +161,11 @@ def _add_stage(name: str, does: str) -> None:
         max_usd: MaxUsd = None,
         max_calls: MaxCalls = None,
         max_minutes: MaxMinutes = None,
+        prices: PriceFile = None,
     ) -> None:
         # No label without the gate that the config sets; without a gate, certify does nothing.
         stages = ("certify", name) if name == "judge" else (name,)
-        budget = (max_usd, max_calls, max_minutes)
+        budget = (max_usd, max_calls, max_minutes, prices)
         _execute(stages, recipe, overrides, out, reconfigure, budget)
 
     app.command(name, help=does, cls=FieldsInHelp)(stage)
@@ -173,6 +179,7 @@ for _name, _does in ORDER.items():
 app.add_typer(constitution.app)
 app.add_typer(store.app)
 app.command("calls")(calls.calls)
+plan.register(app)
 
 
 def _execute(
@@ -181,7 +188,7 @@ def _execute(
     overrides: list[str] | None,
     out: Path | None,
     reconfigure: bool,
-    budget: tuple[float | None, int | None, float | None],
+    budget: tuple[float | None, int | None, float | None, Path | None],
 ) -> None:
     from rlaif import recipe
     from rlaif.models.gate import Gate

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -12,8 +12,6 @@ from rlaif.types import Record
 
 Mode = Literal["pairwise", "critique", "reasoning", "structured", "votes", "pointwise", "score"]
 Trigger = Literal["margin", "orders", "principles", "unscored"]
-
-Price = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 PAIR_LABELS: Labels = ("A", "B")
 POINT_LABELS: Labels = ("yes", "no")
@@ -73,9 +71,6 @@ class AskConfig(ModelConfig):
     after a chain of thought in Bai et al. 2022, section 4.1. None: as the judge gave it."""
     min_label_mass: float = Field(default=0.1, ge=0, le=1)
     """A verdict whose labels hold less probability than this together is unscored."""
-    usd_per_million_tokens: tuple[Price, Price] | None = None
-    """What a million prompt tokens and a million completion tokens cost, in US dollars, for the
-    certificate's bill. None: unknown, and the bill says so."""
 
     @model_validator(mode="after")
     def _can_be_asked(self) -> Self:

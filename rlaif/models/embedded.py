@@ -71,6 +71,12 @@ def prepare(name: str, on_status: Status) -> Path:
     return target
 
 
+def kept(name: str) -> Path:
+    """Where `prepare` keeps the model; it may not be there yet."""
+    _refuse_unknown(name)
+    return _cache() / _directory(name)
+
+
 def identity(name: str) -> str:
     """What the call store knows the model by; another text where the weights would be others."""
     _refuse_unknown(name)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from pydantic import Field
 
 from rlaif.errors import AskingStopped, SetupError
+from rlaif.models.prices import Price, Prices
 from rlaif.types import Record
 
 GOES_ON = "what was in flight is answered and stored, and this with more to spend goes on"
@@ -30,8 +32,13 @@ class Gate:
     at most."""
 
     def __init__(
-        self, budget: Budget | None = None, clock: Callable[[], float] = time.monotonic
+        self,
+        budget: Budget | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        prices: Prices | None = None,
     ) -> None:
+        """`prices` None: ours."""
+        self._prices = prices or Prices.load(None)
         self.budget = budget or Budget()
         self.usd = 0.0
         """Spent in this run."""
@@ -41,9 +48,16 @@ class Gate:
         self._start = clock()
 
     @classmethod
-    def of(cls, max_usd: float | None, max_calls: int | None, max_minutes: float | None) -> Gate:
-        """A gate for one command."""
-        return cls(Budget(max_usd=max_usd, max_calls=max_calls, max_minutes=max_minutes))
+    def of(
+        cls,
+        max_usd: float | None,
+        max_calls: int | None,
+        max_minutes: float | None,
+        prices: Path | None,
+    ) -> Gate:
+        """A gate for one command; `prices` is the user's file of them. Raises SetupError."""
+        budget = Budget(max_usd=max_usd, max_calls=max_calls, max_minutes=max_minutes)
+        return cls(budget, prices=Prices.load(prices))
 
     def admit(self) -> None:
         """One call goes in. Raises AskingStopped where the budget is spent."""
@@ -65,11 +79,19 @@ class Gate:
         """A call that went in came back without an answer."""
         self.calls -= 1
 
-    def needs_price(self, model: str, field: str, usd_known: bool) -> None:
-        """Raises SetupError where a limit in money cannot be kept because a price is not known."""
-        if self.budget.max_usd is not None and not usd_known:
+    def price_of(
+        self, model: str, usd_per_million: tuple[float, float] | None, field: str
+    ) -> Price | None:
+        """What a model's tokens cost, by its config or by the table; None: not known. Raises
+        SetupError where a limit in money could then not be kept."""
+        if usd_per_million is not None:
+            return Price(input=usd_per_million[0], output=usd_per_million[1])
+        price = self._prices.of(model)
+        if price is None and self.budget.max_usd is not None:
             raise SetupError(
                 f"--max-usd cannot be kept: the price of {model} is not known",
                 field=field,
-                fix="name it in a file of prices: --prices FILE, or RLAIF_PRICES",
+                fix="name it in a file of prices (--prices FILE), or as "
+                f"{field.removesuffix('.model')}.usd_per_million_tokens",
             )
+        return price

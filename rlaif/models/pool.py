@@ -23,6 +23,7 @@ from rlaif.models.gate import Gate
 from rlaif.models.limits import Limits
 from rlaif.models.names import ModelName, api_key, parse_model
 from rlaif.models.openai_compatible import OpenAIModel
+from rlaif.models.prices import Usd
 from rlaif.models.served import ServedModel
 from rlaif.models.server import ServerConfig, ServerOutOfMemory, VLLMServer
 from rlaif.progress import Status, say
@@ -46,6 +47,9 @@ class ModelConfig(Record):
     """How often one call is tried before it counts as failed."""
     timeout_s: float = Field(default=600.0, gt=0)
     """Seconds that one call may take."""
+    usd_per_million_tokens: tuple[Usd, Usd] | None = None
+    """What a million prompt tokens and a million completion tokens cost, in US dollars. None: as
+    the table of prices says (see `rlaif plan`); where that knows none, the bill says so."""
     limits: Limits = Limits()
     """What the provider allows, and whether to find the best number of calls in flight."""
     server: ServerConfig = ServerConfig()
@@ -127,7 +131,7 @@ def weights_identity(directory: Path) -> str:
     return f"weights@{embedded.weights_fingerprint(directory)[:16]}"
 
 
-def _served_identity(identity: str, server: ServerConfig) -> str:
+def served_identity(identity: str, server: ServerConfig) -> str:
     """A precision or an argument of the server that the user chose can change the answers."""
     chosen = [f"dtype={server.dtype}"] if server.dtype != "auto" else []
     chosen += server.extra_args
@@ -234,6 +238,7 @@ class ModelPool:
             attempts=config.attempts,
             limits=config.limits,
             gate=self._gate,
+            price=self._gate.price_of(config.model, config.usd_per_million_tokens, field),
         )
         try:
             yield client
@@ -263,7 +268,7 @@ class ModelPool:
                 )
             case "vllm" | "embedded":
                 return ManagedModel(
-                    _served_identity(identity, config.server),
+                    served_identity(identity, config.server),
                     lambda before: self._running(config, field, before),
                     config.timeout_s,
                 )

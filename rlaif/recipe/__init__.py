@@ -1,12 +1,15 @@
 """A whole run: its config, its checks, its stages in order, and the report that grows with them."""
 
 from rlaif.recipe.certifying import load_certify, run_certify
-from rlaif.recipe.config import RunConfig, load_run, recipes
+from rlaif.recipe.checks import check_judges
+from rlaif.recipe.config import SFT, RunConfig, load_run, recipes
 from rlaif.recipe.running import STAGES, execute
 
 __all__ = [
+    "SFT",
     "STAGES",
     "RunConfig",
+    "check_judges",
     "execute",
     "load_certify",
     "load_run",

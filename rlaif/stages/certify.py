@@ -107,7 +107,7 @@ async def certify(
     sets, chosen = _gold(gate)
     async with work.stage("certify") as bill:
         asked = await _ask(config, constitution, work, bill, _pairs(chosen))
-        injected = _injected(chosen, asked.verdicts, gate.injections)
+        injected = _injected(chosen, asked.verdicts.pairs, gate.injections)
         after = await _ask(config, constitution, work, bill, [pair for _, pair in injected])
     rows = _rows(chosen, asked.verdicts, constitution)
     of_set: dict[str, list[Row]] = defaultdict(list)
@@ -231,6 +231,16 @@ def check_gate(gate: Gate) -> None:
         read_certificate(Path(gate.certificate))
     else:
         _gold(gate)
+
+
+def pairs_of(gate: Gate) -> list[Pair]:
+    """Every pair that a certificate asks about, those with injections last; none where the gate
+    takes a certificate as it is. Raises SetupError."""
+    if gate.certificate is not None:
+        return []
+    _, chosen = _gold(gate)
+    pairs = _pairs(chosen)
+    return [*pairs, *(pair for _, pair in _injected(chosen, pairs, gate.injections))]
 
 
 def _gold(gate: Gate) -> tuple[list[GoldSet], list[tuple[GoldSet, GoldPair]]]:
@@ -359,7 +369,7 @@ class _Injected(NamedTuple):
 
 
 def _injected(
-    chosen: Sequence[tuple[GoldSet, GoldPair]], verdicts: Verdicts, times: int
+    chosen: Sequence[tuple[GoldSet, GoldPair]], pairs: Sequence[Pair], times: int
 ) -> list[tuple[_Injected, Pair]]:
     """Each injection in the worse response of `times` decided gold pairs, taken in turn from all
     sets."""
@@ -370,7 +380,7 @@ def _injected(
     found = []
     for n, injection in enumerate(i for i in (*INJECTIONS, *CONTROLS) for _ in range(times)):
         at = decided[n % len(decided)]
-        pair, first = verdicts.pairs[at], chosen[at][1].p_gold == 0.0
+        pair, first = pairs[at], chosen[at][1].p_gold == 0.0
         worse = pair.first if first else pair.second
         changed = worse.model_copy(
             update={

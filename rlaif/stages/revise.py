@@ -117,7 +117,7 @@ class ReviseConfig(Record):
         return value
 
 
-class _Plan(NamedTuple):
+class Prepared(NamedTuple):
     """A config that has been checked."""
 
     prompts: tuple[Prompt, ...]
@@ -153,7 +153,7 @@ def check(
     seed: int,
 ) -> None:
     """Finds what is wrong before anything is asked. Raises SetupError."""
-    plan = _plan(config, policy, judge, sampled, seed)
+    plan = prepare(config, policy, judge, sampled, seed)
     check_model(policy.model, "policy.model")
     check_model(plan.reviser.model, plan.reviser_field)
     if config.judged:
@@ -178,10 +178,10 @@ async def run(
     and TooManyFailures above `max_failed`, where the judge's `max_unscored` is passed, and where
     nothing has been revised.
     """
-    plan = _plan(config, policy, judge, sampled, work.seed)
+    plan = prepare(config, policy, judge, sampled, work.seed)
     splits = _splits(plan.prompts, sampled, test_fraction, work.seed)
     async with work.stage("revise") as bill:
-        found = await _ask(config, plan, policy, sampling, work, bill)
+        found = await ask(config, plan, policy, sampling, work, bill)
         failed, asked = bill.calls_failed, bill.calls_made + bill.calls_from_store
         responses = [responses_of(chain, found.reviser) for chain in found.chains]
         judged = _Judged()
@@ -209,13 +209,14 @@ async def run(
         )
 
 
-def _plan(
+def prepare(
     config: ReviseConfig,
     policy: ModelConfig,
     judge: JudgeConfig,
     sampled: Sequence[Prompt],
     seed: int,
-) -> _Plan:
+) -> Prepared:
+    """The config with what it names, read and checked. Raises SetupError."""
     file = read_constitution(config.constitution or judge.constitution)
     prompts = tuple(sampled) if config.prompts is None else load_prompts(config.prompts)
     if config.limit is not None and config.limit > len(prompts):
@@ -232,7 +233,7 @@ def _plan(
     if config.model is not None:
         reviser, field = (config.model, "revise.model.model")
     shared = {"temperature": config.temperature, "seed": seed}
-    return _Plan(
+    return Prepared(
         prompts=prompts,
         constitution=file.constitution,
         fixed=_fixed(config, file),
@@ -291,9 +292,9 @@ def _splits(
     return {p.id: known[p.messages] if p.messages in known else own[p.id] for p in prompts}
 
 
-async def _ask(
+async def ask(
     config: ReviseConfig,
-    plan: _Plan,
+    plan: Prepared,
     policy: ModelConfig,
     sampling: Sampling,
     work: Workspace,
@@ -326,7 +327,7 @@ async def _ask(
 async def _judge(
     rounds: int,
     config: JudgeConfig,
-    plan: _Plan,
+    plan: Prepared,
     responses: Sequence[Sequence[Response]],
     work: Workspace,
     bill: Bill,
@@ -356,7 +357,7 @@ async def _judge(
 
 def _write(
     config: ReviseConfig,
-    plan: _Plan,
+    plan: Prepared,
     found: _Chains,
     responses: Sequence[Sequence[Response]],
     judged: _Judged,

@@ -1,0 +1,74 @@
+"""`rlaif plan`: what a run would take."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rlaif.cli.stopping import stoppable
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the command to the app."""
+    app.command("plan")(plan)
+
+
+def plan(
+    recipe: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[RECIPE]",
+            help="A recipe's name or a YAML file; left out, the run in --out.",
+        ),
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[FIELD=VALUE]...", help="Changes to the recipe's fields."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Run directory; outputs/<recipe> if left out.")
+    ] = None,
+    pilot: Annotated[
+        int | None,
+        typer.Option(
+            "--pilot",
+            min=1,
+            help="Ask about the first so many prompts for real, and plan by that. Costs what they "
+            "cost; the answers are kept and the run uses them.",
+        ),
+    ] = None,
+    prices: Annotated[
+        Path | None,
+        typer.Option("--prices", help="Your prices, over ours; RLAIF_PRICES if left out."),
+    ] = None,
+    batch: Annotated[
+        bool, typer.Option("--batch", help="Plan for the batch APIs of OpenAI and Anthropic.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
+) -> None:
+    """What a run would take: calls, tokens, money, time and disk, before anything is asked."""
+    from rlaif.models.prices import Prices
+    from rlaif.plan.estimate import estimate
+    from rlaif.plan.history import beside
+    from rlaif.plan.pilot import run_pilot
+    from rlaif.plan.table import lines, plain
+    from rlaif.recipe import load_run
+
+    changes = list(overrides or [])
+    if recipe is not None and "=" in recipe:
+        changes.insert(0, recipe)
+        recipe = None
+    config, directory = load_run(recipe, changes, out)
+    known = Prices.load(prices)
+    if pilot is not None:
+        with stoppable():
+            run_pilot(config, directory, pilot)
+    found = estimate(config, directory, known, beside(directory), batch=batch)
+    if as_json:
+        typer.echo(json.dumps(plain(found), indent=1))
+        return
+    for line in lines(found):
+        typer.echo(line)

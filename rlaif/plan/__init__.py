@@ -1,0 +1,1 @@
+"""What a run would take, before anything is asked: calls, tokens, money, time and disk."""

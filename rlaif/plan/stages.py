@@ -1,0 +1,202 @@
+"""Which calls each stage of a run would make."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import combinations
+from pathlib import Path
+
+from rlaif.constitution import load_constitution
+from rlaif.datasets import load_prompts
+from rlaif.judge.aggregate import Pair
+from rlaif.judge.ask import EXAMPLE, Tiers
+from rlaif.judge.config import JudgeConfig
+from rlaif.judge.design import fixed_design
+from rlaif.judge.forms import Asked, Form
+from rlaif.models.names import parse_model
+from rlaif.models.pool import ManagedModel, weights_identity, weights_of
+from rlaif.plan.calls import (
+    Calls,
+    Text,
+    Voice,
+    common_tail,
+    response,
+    tails_of,
+    voice_of,
+    with_tokenizer,
+)
+from rlaif.plan.history import History
+from rlaif.preferences import split_by_prompt
+from rlaif.recipe import SFT, RunConfig
+from rlaif.revise import revision_id
+from rlaif.stages import certify, revise
+from rlaif.types import Prompt, Response
+
+Answered = tuple[Prompt, list[tuple[Response, Text]]]
+
+MAX_N = ManagedModel.max_n
+"""Of weights that the run trains, whatever serves them."""
+
+
+def calls_of(config: RunConfig, out: Path, history: History) -> Calls:
+    """Every call of a run in `out`. Raises SetupError for what a run would be refused for."""
+    prompts = load_prompts(config.sample.prompts, config.sample.limit)
+    constitution, _ = load_constitution(config.judge.constitution)
+    tiers = Tiers(config.judge, constitution, config.seed)
+    policy = voice_of(config.policy, "policy.model")
+    prepared = None
+    tails = set(tails_of(config.judge, tiers))
+    if config.revise is not None:
+        prepared = revise.prepare(config.revise, config.policy, config.judge, prompts, config.seed)
+        tails |= set(_revise_tails(prepared))
+    history.tails = tuple(sorted(tails - {""}, key=lambda tail: (-len(tail), tail)))
+    calls = Calls(history)
+    if config.revise is not None and prepared is not None:
+        _revise(calls, config, config.revise, prepared, policy, tiers)
+    start = _trained(policy, out / "sft", _by_vllm(config)) if config.start == "sft" else policy
+    sampling = config.sample.sampling(config.seed)
+    groups = calls.sample("sample", start, prompts, config.sample.k, sampling)
+    if config.judge.gate is not None:
+        # Asked for before the judge labels: what both need is paid for there.
+        gold = certify.pairs_of(config.judge.gate)
+        calls.judge("certify", config.judge, tiers, gold, {})
+    texts = {r.id: text for _, answers in groups for r, text in answers}
+    pairs = _design(calls, config.judge, tiers, groups, config.seed)
+    calls.judge("judge", config.judge, tiers, pairs, texts)
+    _compare(calls, config, out, prompts, policy, start, tiers)
+    return calls
+
+
+def _revise_tails(prepared: revise.Prepared) -> list[str]:
+    principles = prepared.constitution.principles
+    prompt = EXAMPLE.prompt
+    both = [
+        (
+            prepared.wording.critique("", prompt, text, principle.worded(prompt)),
+            prepared.wording.revision("", prompt, text, principle.worded(prompt), text),
+        )
+        for principle, text in ((principles[0], "One."), (principles[-1], "Two!"))
+    ]
+    return [common_tail(one, two) for one, two in zip(*both, strict=True)]
+
+
+def _revise(
+    calls: Calls,
+    config: RunConfig,
+    section: revise.ReviseConfig,
+    prepared: revise.Prepared,
+    policy: Voice,
+    tiers: Tiers,
+) -> None:
+    voice = voice_of(prepared.reviser, prepared.reviser_field)
+    model, wording = voice.asked.identity, prepared.wording
+    sampling = config.sample.sampling(config.seed)
+    originals = calls.sample("revise", policy, prepared.prompts, 1, sampling)
+    choose = revise.chooser(prepared.constitution, prepared.fixed, config.seed)
+    sites = len(prepared.prompts)
+    pairs: list[Pair] = []
+    texts: dict[str, Text] = {}
+    for prompt, answers in originals:
+        chain = [text for _, text in answers]
+        for number in range(1, section.rounds + 1):
+            principle = choose(prompt, number)
+            if principle is None or not chain:
+                break
+            worded = wording.worded(principle, prompt)
+            last = chain[-1]
+            request = wording.critique(model, prompt, last.text, worded)
+            (critique,) = calls.add("revise", voice, request, [last], sites=sites)
+            request = wording.revision(model, prompt, last.text, worded, critique.text)
+            chain += calls.add("revise", voice, request, [last, critique], sites=sites)
+        responses = [
+            response(revision_id(prompt.id, n), prompt, text) for n, text in enumerate(chain)
+        ]
+        texts.update(zip((r.id for r in responses), chain, strict=True))
+        if len(responses) > 1:
+            pairs += [Pair(prompt, one, two) for one, two in combinations(responses, 2)]
+    if section.judged:
+        calls.judge("revise", config.judge.in_both_orders(), tiers, pairs, texts)
+
+
+def _design(
+    calls: Calls,
+    judge: JudgeConfig,
+    tiers: Tiers,
+    groups: Sequence[Answered],
+    seed: int,
+) -> list[Pair]:
+    plain = [(prompt, [r for r, _ in answers]) for prompt, answers in groups]
+    kind, m = judge.comparisons, judge.comparisons_per_prompt
+    if kind != "adaptive":
+        return fixed_design(kind, plain, m, seed)
+    # It follows the verdicts; that it is so many pairs is known, and which were asked about.
+    form = Form(judge.first, voice_of(judge.first, "judge.model").asked)
+    found: list[Pair] = []
+    for group in plain:
+        pairs = fixed_design("all", [group], None, seed)
+        pairs.sort(key=lambda pair: not calls.asked_already(form, tiers, pair))
+        found += pairs[:m]
+    return found
+
+
+def _compare(
+    calls: Calls,
+    config: RunConfig,
+    out: Path,
+    prompts: Sequence[Prompt],
+    policy: Voice,
+    start: Voice,
+    tiers: Tiers,
+) -> None:
+    """The trained policy against the one it started from."""
+    splits = split_by_prompt((p.id for p in prompts), config.pairs.test_fraction, config.seed)
+    held_out = [p for p in prompts if splits[p.id] == "test"]
+    base, by_vllm = config.dpo.base, _by_vllm(config)
+    if base == SFT or (base is None and config.start == "sft"):
+        before = _trained(policy, out / "sft", by_vllm)
+    elif base is None and by_vllm:
+        before = start
+    else:
+        named = config.policy.model_copy(update={"model": base or config.policy.model})
+        policy = voice_of(named, "dpo.base")
+        # Unpacked weights are there for sure once something was trained from them.
+        trained = (out / "dpo" / "config.json").is_file()
+        weights = Path(weights_of(named.model, "dpo.base")) if trained else out / "start"
+        before = _trained(policy, weights, by_vllm)
+    sampling = config.sample.sampling(config.seed)
+    texts: dict[str, Text] = {}
+    answered: list[dict[str, tuple[Prompt, Response]]] = []
+    for name, voice in (("dpo", _trained(policy, out / "dpo", by_vllm)), ("start", before)):
+        groups = calls.sample("compare", voice, held_out, config.compare.samples, sampling)
+        of_policy = {}
+        for prompt, answers in groups:
+            for found, text in answers:
+                r = found.model_copy(update={"id": f"{name}:{found.id}"})
+                of_policy[found.id] = (prompt, r)
+                texts[r.id] = text
+        answered.append(of_policy)
+    dpo, first = answered
+    pairs = [Pair(prompt, r, first[i][1]) for i, (prompt, r) in dpo.items() if i in first]
+    calls.judge("compare", config.judge.in_both_orders(), tiers, pairs, texts)
+
+
+def _by_vllm(config: RunConfig) -> bool:
+    """Whether vLLM serves what the run trains, rather than transformers."""
+    if config.compare.engine != "auto":
+        return config.compare.engine == "vllm"
+    base = config.policy.model if config.dpo.base in (None, SFT) else config.dpo.base
+    return parse_model(str(base), "dpo.base").has_weights
+
+
+def _trained(policy: Voice, weights: Path, by_vllm: bool) -> Voice:
+    """Weights in a folder. Where they are still to be made, their answers are taken to be like
+    those of what they are made from."""
+    scheme = "vllm" if by_vllm else "transformers"
+    identity = f"run/{weights.name}"
+    if (weights / "config.json").is_file():
+        identity = weights_identity(weights)
+        identity = identity if by_vllm else f"transformers/{identity}"
+    asked = Asked(identity, gives_logprobs=True, max_n=MAX_N)
+    tokenizer = with_tokenizer(weights) or policy.tokenizer
+    like = (identity, *policy.like)
+    return Voice(f"{scheme}/{weights}", asked, like, policy.concurrency, tokenizer)

@@ -1,0 +1,96 @@
+"""What the trainings of a run would take, as far as earlier ones tell."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rlaif.datasets import load_prompts
+from rlaif.models import embedded
+from rlaif.models.names import parse_model
+from rlaif.models.pool import identity_of, weights_identity
+from rlaif.plan.figures import Figure, exactly
+from rlaif.preferences import split_by_prompt
+from rlaif.recipe import SFT, RunConfig
+from rlaif.stages.train_dpo import DPOConfig
+from rlaif.stages.train_rm import RewardModelConfig
+from rlaif.stages.train_sft import SFTConfig
+
+PARTS = {"train-sft": "sft", "train-rm": "reward_model", "train-dpo": "dpo"}
+"""Stage -> the report's part that tells how long it took."""
+SPREAD = Figure(0.5, 1.0, 2.0)
+"""How far a step may be from one of an earlier run: other lengths, another load of the machine."""
+COPY = Figure(0.9, 1.0, 2.2)
+"""Bytes of trained weights for a byte of those it starts from: they are saved in float32."""
+
+
+def training(
+    stage: str, config: RunConfig, out: Path, beside: Sequence[Path]
+) -> tuple[Figure | None, Figure | None] | None:
+    """Seconds and bytes of a training stage, each None where nothing tells; None for a stage that
+    trains nothing. A step is taken to last as long as in runs from the same weights, here or
+    beside."""
+    section = {
+        "train-sft": config.sft,
+        "train-rm": config.reward_model,
+        "train-dpo": config.dpo,
+    }.get(stage)
+    if section is None:
+        return None
+    identity, folder = _start(config, stage, section.base, out)
+    paces = []
+    for directory in (out, *beside):
+        part, cost = _part(directory, PARTS[stage]), _part(directory, "cost")
+        if part is None or part["base"] != identity or not part["steps"]:
+            continue
+        # The stage scores as well; run again over what is made already, it took next to nothing.
+        stage_s = cost[stage]["seconds"] if cost and stage in cost else 0.0
+        paces.append(max(part["seconds"], stage_s) / part["steps"])
+    seconds = None
+    if paces:
+        pace = sum(paces) / len(paces)
+        seconds = SPREAD.times(exactly(pace * _steps(config, stage, section)))
+    size = None
+    if folder is not None and (folder / "config.json").is_file():
+        weights = [*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")]
+        size = COPY.times(exactly(sum(file.stat().st_size for file in weights)))
+    return seconds, size
+
+
+def _start(config: RunConfig, stage: str, base: str | None, out: Path) -> tuple[str, Path | None]:
+    """Identity of the weights that it starts from, and their folder where there is one."""
+    if base == SFT or (base is None and config.start == "sft" and stage != "train-sft"):
+        folder = out / "sft"
+        made = (folder / "config.json").is_file()
+        return weights_identity(folder) if made else "", folder
+    name = parse_model(base or config.policy.model, "base")
+    if name.scheme == "embedded":
+        return identity_of(name, "base"), embedded.kept(name.rest)
+    return identity_of(name, "base"), name.directory
+
+
+def _steps(
+    config: RunConfig, stage: str, section: SFTConfig | RewardModelConfig | DPOConfig
+) -> float:
+    """Optimiser steps, where no group is dropped and every prompt gives one."""
+    prompts = load_prompts(config.sample.prompts, config.sample.limit)
+    if stage == "train-sft" and config.revise is not None:
+        if config.revise.prompts is not None:
+            prompts = load_prompts(config.revise.prompts)
+        prompts = prompts[: config.revise.limit]
+    splits = split_by_prompt((p.id for p in prompts), config.pairs.test_fraction, config.seed)
+    train = sum(side == "train" for side in splits.values())
+    batches = math.ceil(train / section.batch_groups)
+    return max(math.ceil(batches * section.epochs / section.accumulation), 1)
+
+
+def _part(directory: Path, name: str) -> dict[str, Any] | None:
+    """What an earlier run said of a training, whatever has changed there since."""
+    path = directory / "parts" / f"{name}.json"
+    if not path.is_file():
+        return None
+    value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["value"]
+    return value
