@@ -9,6 +9,7 @@ from rlaif.constitution import Principle
 from rlaif.errors import CallError
 from rlaif.models.client import Answer, Client
 from rlaif.models.flow import flow
+from rlaif.progress import Spent
 from rlaif.templates import Template
 from rlaif.types import (
     ChatRequest,
@@ -67,7 +68,7 @@ async def revise(
     choose: Choose,
     wording: Wording,
     client: Client,
-    advance: Callable[[int, str], None],
+    advance: Callable[[int, Spent], None],
 ) -> list[RevisionChain]:
     """A chain of up to `rounds` revisions for each original, in their order; `advance` counts them.
 

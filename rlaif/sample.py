@@ -11,6 +11,7 @@ from rlaif.callstore import call_key
 from rlaif.errors import CallError
 from rlaif.models.client import Answer, Client
 from rlaif.models.flow import Stream, flow
+from rlaif.progress import Spent
 from rlaif.types import ChatRequest, Choice, Prompt, Response, Sampling
 
 
@@ -74,7 +75,7 @@ async def sample(
     k: int,
     sampling: Sampling,
     client: Client,
-    advance: Callable[[int, str], None],
+    advance: Callable[[int, Spent], None],
 ) -> Sampled:
     """All answers to all prompts; see `sample_each`. `advance` counts calls."""
     responses: list[Response] = []

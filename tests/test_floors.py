@@ -8,6 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "rlaif"
 FLOORS = (
+    ("redact",),
     ("errors", "types", "progress"),
     ("files", "yamlfile"),
     ("constitution", "templates", "datasets", "gold", "callstore", "config"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import traceback
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +15,8 @@ from rlaif import __version__
 from rlaif.cli import calls, constitution, plan, store
 from rlaif.cli.stopping import stoppable
 from rlaif.errors import RlaifError, SetupError
+from rlaif.progress import say, use_json_logs
+from rlaif.redact import redacted
 from rlaif.stages import ORDER
 
 Recipe = Annotated[
@@ -71,7 +74,17 @@ app = typer.Typer(
 @app.callback(invoke_without_command=True)
 def _root(
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    json_logs: Annotated[
+        bool,
+        typer.Option(
+            "--json-logs",
+            envvar="RLAIF_JSON_LOGS",
+            help="Write standard error as JSON, one object a line.",
+        ),
+    ] = False,
 ) -> None:
+    if json_logs:
+        use_json_logs()
     if version:
         typer.echo(__version__)
         raise typer.Exit
@@ -213,5 +226,9 @@ def main() -> None:
     try:
         app()
     except RlaifError as e:
-        typer.echo(f"rlaif: {e}", err=True)
+        say(f"rlaif: {e}", "error")
         sys.exit(e.exit_code)
+    except Exception:
+        # A bug of ours: its traceback may quote what a provider said.
+        print(redacted(traceback.format_exc()), end="", file=sys.stderr)
+        sys.exit(1)

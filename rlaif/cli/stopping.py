@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import typer
 
 from rlaif.errors import AskingStopped
+from rlaif.progress import say
 
 
 @contextmanager
@@ -19,13 +20,12 @@ def stoppable() -> Iterator[None]:
     try:
         yield
     except AskingStopped as e:
-        typer.echo(f"rlaif: {e}: {command()}", err=True)
+        say(f"rlaif: {e}: {command()}", "stopped")
         raise typer.Exit(e.exit_code) from None
     except KeyboardInterrupt:
         # Caught here because typer would end in silence.
-        typer.echo(
-            f"rlaif: stopped; every answer so far is stored, this goes on: {command()}", err=True
-        )
+        told = f"rlaif: stopped; every answer so far is stored, this goes on: {command()}"
+        say(told, "stopped")
         raise typer.Exit(130) from None
 
 

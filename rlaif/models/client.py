@@ -22,7 +22,8 @@ from rlaif.models.base import ChatModel
 from rlaif.models.flow import flow
 from rlaif.models.gate import Gate
 from rlaif.models.limits import Limiter, Limits
-from rlaif.progress import say
+from rlaif.progress import Spent, say
+from rlaif.redact import redacted
 from rlaif.types import ChatReply, ChatRequest
 
 Answer = ChatReply | CallError
@@ -123,7 +124,8 @@ class Client:
         self._price = price
         self._asking: dict[str, asyncio.Task[Answer]] = {}
         self._sent: set[asyncio.Task[Answer]] = set()
-        self._busy_since = 0.0
+        self._busy_since = self._begun = 0.0
+        self._made_tokens = 0
         self._checks: dict[Ready, asyncio.Task[None]] = {}
         self._stopped: Exception | None = None
         self._billed: dict[str, None] = {}
@@ -155,7 +157,7 @@ class Client:
     async def ask_all(
         self,
         requests: Sequence[ChatRequest],
-        advance: Callable[[int, str], None],
+        advance: Callable[[int, Spent], None],
         before: Ready | None = None,
     ) -> list[Answer]:
         """Answers in the order of the requests; see `ask`. Each distinct request is asked once."""
@@ -171,9 +173,11 @@ class Client:
         return [by_key[call_key(r)] for r in requests]
 
     @property
-    def note(self) -> str:
+    def note(self) -> Spent:
         """What stands beside a progress bar."""
-        return f"{self.bill.completion_tokens} tokens answered"
+        busy_s = time.monotonic() - self._begun if self._begun else 0.0
+        rate = self._made_tokens / busy_s if busy_s > 0.5 else 0.0
+        return Spent(self.bill.completion_tokens, rate, self.bill.usd)
 
     async def drain(self) -> None:
         """Makes no more calls, and waits for those that were sent: they are paid for."""
@@ -229,9 +233,10 @@ class Client:
             self._gate.admit()
             if not self._sent:
                 self._busy_since = start
+                self._begun = self._begun or start
             self._sent.add(task)
             try:
-                reply = await self.model.ask(request)
+                reply = _without_secrets(await self.model.ask(request))
             except BaseException:
                 self._gate.gave_nothing()
                 raise
@@ -254,6 +259,7 @@ class Client:
         finally:
             self._limiter.leave(error, guess, tokens, seconds)
             self._left(task)
+        self._made_tokens += reply.completion_tokens
         usd = None if self._price is None else self._price.usd(reply)
         self._gate.usd += usd or 0.0
         self._bill_once(key, reply, stored=False, usd=usd)
@@ -278,7 +284,7 @@ class Client:
 
     def _failed(self, error: CallError) -> CallError:
         self.bill.calls_failed += 1
-        self.bill.failures[f"{error.reason}: {error}"] += 1
+        self.bill.failures[redacted(f"{error.reason}: {error}")] += 1
         return error
 
     async def _save(self, key: str, request: ChatRequest, reply: ChatReply, seconds: float) -> None:
@@ -310,6 +316,18 @@ class Client:
         state = tenacity.RetryCallState(self._retrying, None, (), {})
         state.attempt_number = attempts
         return self._backoff(state)
+
+
+def _without_secrets(reply: ChatReply) -> ChatReply:
+    """A server that repeats our key must not bring it into the store."""
+    clean = tuple(redacted(choice.text) for choice in reply.choices)
+    if all(text == choice.text for text, choice in zip(clean, reply.choices, strict=True)):
+        return reply
+    choices = (
+        choice.model_copy(update={"text": text})
+        for text, choice in zip(clean, reply.choices, strict=True)
+    )
+    return reply.model_copy(update={"choices": tuple(choices)})
 
 
 async def _run(check: Ready) -> None:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import os
 import re
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from rlaif.errors import SetupError
+from rlaif.redact import remember
 
 Scheme = Literal["vllm", "embedded", "openai", "anthropic", "http", "fake"]
 SCHEMES = ("vllm", "embedded", "openai", "anthropic", "http", "fake")
+SERVICE = "rlaif"
+"""Under which keys stand in a keyring."""
 FORMS = (
     "vllm/ORG/NAME, vllm/./DIR, embedded/smollm2-135m-instruct, openai/NAME, anthropic/NAME, "
     "http://HOST:PORT/v1#NAME (several servers: http://A/v1,http://B/v1#NAME), fake/NAME"
@@ -92,16 +96,32 @@ def _addresses(text: str, field: str) -> tuple[str, ...]:
 
 
 def api_key(*variables: str, field: str) -> tuple[str, str]:
-    """The first variable that is set, and the key in it. Raises SetupError that names the
-    variables, never a value."""
+    """The first variable that is set or stands in the system's keyring, and the key in it. Raises
+    SetupError that names the variables, never a value."""
     for variable in variables:
-        if value := os.environ.get(variable, ""):
+        if value := os.environ.get(variable, "") or _from_keyring(variable):
             return variable, value
     raise SetupError(
         f"no API key: {' and '.join(variables)} {'is' if len(variables) == 1 else 'are'} not set",
         field=field,
-        fix=f"export {variables[0]}=…",
+        fix=f"export {variables[0]}=…, or `keyring set {SERVICE} {variables[0]}`",
     )
+
+
+def _from_keyring(variable: str) -> str:
+    """The key of that name in the system's keyring; empty where the library `keyring` is not
+    installed or holds none."""
+    if importlib.util.find_spec("keyring") is None:
+        return ""
+    import keyring
+    from keyring.errors import KeyringError
+
+    try:
+        secret: str = keyring.get_password(SERVICE, variable) or ""
+    except KeyringError:
+        return ""  # locked, or this machine has none
+    remember(secret)
+    return secret
 
 
 def quoted(message: str, secret: str) -> str:

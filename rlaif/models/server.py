@@ -28,6 +28,7 @@ from pydantic import Field
 from rlaif.errors import SetupError
 from rlaif.models import _supervise
 from rlaif.models.server_log import cause_of_death, last_line, wanted_less
+from rlaif.redact import remember
 from rlaif.types import Record
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -124,6 +125,7 @@ class VLLMServer:
         self.name = local.resolve().name if local.is_dir() else weights
         """The model's name in requests to the server."""
         self.api_key = secrets.token_urlsafe(24)
+        remember(self.api_key)
         self._on_status = on_status
         self._owner = os.getpid()
         self._port = 0
@@ -266,6 +268,8 @@ class VLLMServer:
         # The model's generation_config.json would add a top_k or a repetition penalty that no
         # recorded request names; what a request says must be all that shapes its answer.
         args += ["--generation-config", "vllm", "--disable-uvicorn-access-log"]
+        # A pickle runs what it likes when it is loaded.
+        args += ["--load-format", "safetensors"]
         if self._eager():
             args.append("--enforce-eager")
         if not on_gpu:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import model_validator
+from pydantic import field_validator, model_validator
 
 from rlaif.config import load_config
 from rlaif.errors import SetupError
@@ -37,7 +38,7 @@ class RunConfig(Record):
     """A run from the constitution to the report."""
 
     name: str | None = None
-    """What the run is called; none: the recipe's file name."""
+    """What the run is called; none: the recipe's file name. It is a folder's name, too."""
     description: str = ""
     """One line for `rlaif recipes`."""
     seed: int = 0
@@ -58,6 +59,14 @@ class RunConfig(Record):
     reward_model: RewardModelConfig = RewardModelConfig()
     dpo: DPOConfig = DPOConfig()
     compare: CompareConfig = CompareConfig()
+
+    @field_validator("name")
+    @classmethod
+    def _names_one_folder(cls, name: str | None) -> str | None:
+        # `outputs/<name>` is written to: it must not lead anywhere else.
+        if name is not None and not re.fullmatch(r"[^./\\\0][^/\\\0]*", name):
+            raise ValueError(f"found {name!r}; a run's name is one folder's name, without / or \\")
+        return name
 
     @model_validator(mode="after")
     def _sft_has_revisions(self) -> Self:

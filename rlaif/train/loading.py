@@ -114,7 +114,13 @@ def _load(auto: Any, name: str, kind: str, **settings: Any) -> tuple[PreTrainedM
     _check_directory(name)
     with quiet(), _one_line(name, f"{name} is no {kind}"):
         model, info = auto.from_pretrained(
-            name, dtype=torch.float32, output_loading_info=True, **settings
+            name,
+            dtype=torch.float32,
+            output_loading_info=True,
+            # A pickle runs what it likes when it is loaded, and so does code from a hub.
+            use_safetensors=True,
+            trust_remote_code=False,
+            **settings,
         )
     module: torch.nn.Module = model
     module.to(device())
