@@ -2,13 +2,15 @@
 
     {% message "user" %} … {% endmessage %}
 
-marks each message; nothing but white space may stand outside one. What a model wrote goes through
+marks each message; nothing but white space may stand outside one. `{% shared %}` in a message marks
+the end of what is the same for all principles. What a model wrote goes through
 `| fence`: it is data, and cannot close its fence, be evaluated, or speak as another role.
 """
 
 from __future__ import annotations
 
 import re
+import secrets
 import traceback
 from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
@@ -24,7 +26,7 @@ from pydantic import BaseModel
 
 from rlaif.errors import SetupError
 from rlaif.files import digest, find, packaged
-from rlaif.types import Message
+from rlaif.types import Message, SharedMessage
 
 ROLES = ("system", "user", "assistant")
 _Other = nodes.Include | nodes.Extends | nodes.Import | nodes.FromImport
@@ -35,6 +37,8 @@ CONTROL = re.compile(
     re.IGNORECASE,
 )
 ZERO_WIDTH_SPACE = "\u200b"
+# No response can contain it: it is made anew in each process.
+_BORDER = f"\0{secrets.token_hex(16)}\0"
 
 _messages: ContextVar[list[Message]] = ContextVar("messages")
 
@@ -88,8 +92,25 @@ class _MessageBlock(Extension):
             raise jinja2.TemplateRuntimeError(
                 f"a message has the role {role!r}; roles are {', '.join(ROLES)}"
             )
-        _messages.get().append(Message.model_validate({"role": role, "content": caller().strip()}))
+        above, _, below = caller().strip().partition(_BORDER)
+        message = {"role": role, "content": above + below.replace(_BORDER, "")}
+        _messages.get().append(
+            SharedMessage.model_validate({**message, "shared": len(above)})
+            if below and above
+            else Message.model_validate(message)
+        )
         return ""
+
+
+class _SharedTag(Extension):
+    """`{% shared %}`: what stands above it in the message is the same for other principles too, so
+    a provider may keep it in a cache. Prints nothing."""
+
+    tags = {"shared"}  # noqa: RUF012  jinja2 declares it so
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        return nodes.Output([nodes.TemplateData(_BORDER)]).set_lineno(line)
 
 
 class _Environment(ImmutableSandboxedEnvironment):
@@ -120,7 +141,7 @@ class Template:
         self._environment = _Environment(
             loader=jinja2.FileSystemLoader(self._folders),
             undefined=jinja2.StrictUndefined,
-            extensions=[_MessageBlock],
+            extensions=[_MessageBlock, _SharedTag],
             keep_trailing_newline=True,
             autoescape=False,  # prompts are plain text, not HTML
         )
@@ -142,7 +163,8 @@ class Template:
         self._checked.add(path)
         try:
             source = path.read_text(encoding="utf-8")
-            self._sources[path.name] = source
+            # The tag changes no prompt: labels and certificates stay what they are.
+            self._sources[path.name] = source.replace("{% shared %}", "")
             tree = self._environment.parse(source, filename=str(path))
             self._environment.compile(source, path.name, str(path))
         except jinja2.TemplateSyntaxError as e:

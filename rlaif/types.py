@@ -40,6 +40,14 @@ class Message(Record):
     content: str
 
 
+class SharedMessage(Message):
+    """A message whose beginning other calls have, too. In the store and in files it is a message
+    like any other: where a cache may be cut changes no answer."""
+
+    shared: int = Field(gt=0, exclude=True)
+    """So many characters at its beginning are shared."""
+
+
 class Prompt(Record):
     """A conversation that ends with a user's turn."""
 

@@ -105,7 +105,15 @@ def test_whatever_shapes_the_answer_changes_the_key(change: dict[str, Any]) -> N
 
 def test_no_transport_setting_can_reach_the_key() -> None:
     transport = set(ModelConfig.model_fields) - {"model"}
-    assert transport == {"concurrency", "attempts", "timeout_s", "limits", "server"}
+    assert transport == {
+        "concurrency",
+        "attempts",
+        "timeout_s",
+        "usd_per_million_tokens",
+        "batch",
+        "limits",
+        "server",
+    }
     assert set(ChatRequest.model_fields) == {
         "model",
         "messages",

@@ -157,6 +157,16 @@ class CallStore:
         except (sqlite3.Error, ValidationError) as e:
             raise self._unusable(e) from e
 
+    def has_all(self, keys: Sequence[str]) -> bool:
+        """Whether all of these calls are stored. Raises StoreError."""
+        try:
+            return all(
+                self._db.execute("SELECT 1 FROM calls WHERE key = ?", (key,)).fetchone()
+                for key in keys
+            )
+        except sqlite3.Error as e:
+            raise self._unusable(e) from e
+
     def __len__(self) -> int:
         count: int = self._db.execute("SELECT count(*) FROM calls").fetchone()[0]
         return count

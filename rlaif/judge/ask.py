@@ -204,7 +204,7 @@ class Judge:
         given: list[Judgment] = []
         for depth in range(max(len(tiers), 1)):
             asks = [
-                Ask(pair, principle.worded(pair.prompt), order)
+                Ask(pair, principle.worded(pair.prompt), order, len(tiers[depth]) > 1)
                 for principle in (tiers[depth] if tiers else ())
                 for order in self.form.orders
             ]

@@ -20,7 +20,7 @@ from rlaif.judge.read import (
     read_votes,
 )
 from rlaif.templates import Template
-from rlaif.types import ChatReply, ChatRequest, Choice, Order, Response, Sampling
+from rlaif.types import ChatReply, ChatRequest, Choice, Message, Order, Response, Sampling
 
 TOP_LOGPROBS = 20
 SHARED = frozenset({"conversation", "principle", "labels"})
@@ -48,6 +48,9 @@ class Ask(NamedTuple):
     pair: Pair
     principle: Principle
     order: Order
+    shares: bool = True
+    """Whether the same pair is asked about under other principles, too: only then is it worth a
+    provider's price for keeping it in a cache."""
 
     @property
     def shown(self) -> tuple[Response, Response]:
@@ -132,11 +135,13 @@ class Form:
         tokens = self.config.critique_tokens
         if self.config.mode == "critique":
             return [
-                self._request(self._critique, tokens, self._single(ask, response))
+                self._request(
+                    self._critique, tokens, self._single(ask, response), shares=ask.shares
+                )
                 for response in ask.shown
             ]
         if self.config.mode == "reasoning":
-            return [self._request(self._reason, tokens, self._paired(ask))]
+            return [self._request(self._reason, tokens, self._paired(ask), shares=ask.shares)]
         return []
 
     def verdict(self, ask: Ask, quoted: Sequence[str]) -> list[ChatRequest]:
@@ -149,6 +154,7 @@ class Form:
                     self._verdict,
                     tokens or config.text_verdict_tokens,
                     self._single(ask, response),
+                    shares=ask.shares,
                     logprobs=logprobs,
                 )
                 for response in ask.shown
@@ -162,6 +168,7 @@ class Form:
                     self._verdict,
                     config.vote_tokens,
                     variables,
+                    shares=ask.shares,
                     n=min(per_call, config.votes - start),
                     repeat=start // per_call,
                 )
@@ -173,12 +180,17 @@ class Form:
                     self._verdict,
                     config.menu_tokens,
                     variables,
+                    shares=ask.shares,
                     menu=config.offered,
                 )
             ]
         return [
             self._request(
-                self._verdict, tokens or config.text_verdict_tokens, variables, logprobs=logprobs
+                self._verdict,
+                tokens or config.text_verdict_tokens,
+                variables,
+                shares=ask.shares,
+                logprobs=logprobs,
             )
         ]
 
@@ -227,14 +239,18 @@ class Form:
         tokens: int,
         variables: Mapping[str, Any],
         *,
+        shares: bool,
         logprobs: int = 0,
         n: int = 1,
         repeat: int = 0,
         menu: tuple[str, ...] = (),
     ) -> ChatRequest:
+        messages = template.render(variables)
+        if not shares:
+            messages = tuple(Message(role=m.role, content=m.content) for m in messages)
         return ChatRequest(
             model=self.model.identity,
-            messages=template.render(variables),
+            messages=messages,
             sampling=Sampling(
                 max_tokens=tokens,
                 temperature=self.config.temperature,

@@ -1,30 +1,28 @@
-"""Anthropic's Messages API (and servers that speak it: ANTHROPIC_BASE_URL)."""
+"""Anthropic's Messages API (and servers that speak it: ANTHROPIC_BASE_URL), live and in batches."""
 
 from __future__ import annotations
 
+import asyncio
+import json
+from collections.abc import AsyncIterator, Mapping, Set
 from json import JSONDecodeError
-from typing import cast
 
 import anthropic
-from anthropic.types import Message, MessageParam, ToolChoiceToolParam, ToolParam
 
-from rlaif.errors import CallRateLimited, CallRejected, CallTransient, SetupError
-from rlaif.files import canonical
-from rlaif.models.base import ChatModel, retry_after_s, verdict_schema
+from rlaif.errors import CallError, CallRateLimited, CallRejected, CallTransient, SetupError
+from rlaif.models.anthropic_wire import body_of, reply_of, shared_until
+from rlaif.models.base import ChatModel, retry_after_s
+from rlaif.models.batch import BatchProvider, Raw
 from rlaif.models.names import is_final, quoted
-from rlaif.types import ChatReply, ChatRequest, Choice
+from rlaif.types import ChatReply, ChatRequest
 
 KEY, TOKEN = "ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN"
-FINISH = {
-    "end_turn": "stop",
-    "stop_sequence": "stop",
-    "tool_use": "stop",
-    "max_tokens": "length",
-}
-VERDICT = "verdict"
+LEAST_CACHED = 3000
+"""Characters: a shorter prefix is under the 1,024 tokens that a cache takes, so no call waits for
+another one to write it."""
 
 
-class AnthropicModel(ChatModel):
+class AnthropicModel(ChatModel, BatchProvider):
     """One answer a request; no log-probabilities, so verdicts are read from text.
 
     The API has no seed: `sampling.seed` only tells calls apart in the store. Models that refuse a
@@ -32,10 +30,14 @@ class AnthropicModel(ChatModel):
 
     A request with a menu makes the model call a tool whose input is the verdict. A vLLM server
     takes a forced tool only if it was started with `--tool-call-parser`.
+
+    What a request shares with others ends at a cache breakpoint. The first call with a prefix goes
+    ahead and writes the cache; the others wait for it and read.
     """
 
     gives_logprobs = False
     max_n = 1
+    most = 100_000
 
     def __init__(
         self,
@@ -54,65 +56,114 @@ class AnthropicModel(ChatModel):
         self._sdk = anthropic.AsyncAnthropic(
             api_key=api_key, auth_token=auth_token, timeout=timeout_s, max_retries=0
         )
+        self._writing: dict[str, asyncio.Event] = {}
 
     async def ask(self, request: ChatRequest) -> ChatReply:
-        system = "\n\n".join(m.content for m in request.messages if m.role == "system")
-        turns = [
-            cast(MessageParam, {"role": m.role, "content": m.content})
-            for m in request.messages
-            if m.role != "system"
-        ]
-        sampling = request.sampling
-        # Newer models refuse these two and the SDK no longer types them; older ones need them.
-        # So they travel as extra fields, and only where they differ from the API's own default.
-        extra: dict[str, float] = {}
-        if sampling.temperature != 1.0:
-            extra["temperature"] = sampling.temperature
-        if sampling.top_p != 1.0:
-            extra["top_p"] = sampling.top_p
-        tool = ToolParam(
-            name=VERDICT,
-            description="Gives your verdict.",
-            input_schema=verdict_schema(request.menu),
-        )
-        forced = ToolChoiceToolParam(type="tool", name=VERDICT)
+        prefix = _prefix(request)
+        if not prefix:
+            return await self._ask(request)
+        if (written := self._writing.get(prefix)) is not None:
+            await written.wait()
+            return await self._ask(request)
+        self._writing[prefix] = written = asyncio.Event()
         try:
-            reply = await self._sdk.messages.create(
-                model=self._name,
-                max_tokens=sampling.max_tokens,
-                messages=turns,
-                system=system or anthropic.omit,
-                tools=[tool] if request.menu else anthropic.omit,
-                tool_choice=forced if request.menu else anthropic.omit,
-                extra_body=extra,
-            )
+            return await self._ask(request)
+        finally:
+            written.set()
+            if len(self._writing) > 1000:
+                self._writing = {p: e for p, e in self._writing.items() if not e.is_set()}
+
+    async def _ask(self, request: ChatRequest) -> ChatReply:
+        body = body_of(request, self._name)
+        # The SDK no longer types what newer models refuse.
+        extra = {name: body.pop(name) for name in ("temperature", "top_p") if name in body}
+        try:
+            raw = await self._sdk.messages.with_raw_response.create(**body, extra_body=extra)
+            message = json.loads(raw.http_response.text)
         except anthropic.APIError as e:
+            if isinstance(e, anthropic.APIStatusError):
+                self.heard(_lower(e.response.headers))
             raise _classify(e, self._secret) from e
         except (JSONDecodeError, UnicodeDecodeError) as e:
             raise CallTransient("the answer is not JSON") from e
-        return _reply(reply)
+        self.heard(_lower(raw.headers))
+        return reply_of(message)
+
+    async def submit(self, requests: Mapping[str, ChatRequest], token: str) -> str:
+        try:
+            batch = await self._sdk.messages.batches.create(
+                requests=[
+                    {"custom_id": key, "params": body_of(r, self._name)}  # type: ignore[typeddict-item]
+                    for key, r in requests.items()
+                ]
+            )
+        except anthropic.APIError as e:
+            raise _classify(e, self._secret) from e
+        return batch.id
+
+    async def find(self, token: str, since: float, calls: int, known: Set[str]) -> str | None:
+        """The API keeps no token: a batch of as many calls, made since then, that is not known.
+        Whose it is shows when its results come, by their keys."""
+        try:
+            async for batch in self._sdk.messages.batches.list(limit=100):
+                if batch.created_at.timestamp() < since:
+                    break
+                counts = batch.request_counts
+                total = (
+                    counts.processing + counts.succeeded + counts.errored + counts.canceled
+                ) + counts.expired
+                if total == calls and batch.id not in known:
+                    return batch.id
+        except anthropic.APIError as e:
+            raise _classify(e, self._secret) from e
+        return None
+
+    async def has_ended(self, batch: str) -> bool:
+        try:
+            found = await self._sdk.messages.batches.retrieve(batch)
+        except anthropic.APIError as e:
+            raise _classify(e, self._secret) from e
+        return found.processing_status == "ended"
+
+    async def results(self, batch: str) -> AsyncIterator[tuple[str, Raw | CallError]]:
+        try:
+            async for one in await self._sdk.messages.batches.results(batch):
+                yield one.custom_id, _result(one.result.to_dict())
+        except anthropic.APIError as e:
+            raise _classify(e, self._secret) from e
+
+    def read(self, raw: Raw, request: ChatRequest) -> ChatReply:
+        return reply_of(raw)
 
     async def aclose(self) -> None:
         await self._sdk.close()
 
 
-def _reply(message: Message) -> ChatReply:
-    try:
-        # Two verdicts stand on two lines, which is no JSON object: neither counts.
-        text = "\n".join(
-            canonical(block.input)
-            for block in message.content
-            if block.type == "tool_use" and block.name == VERDICT
-        ) or "".join(block.text for block in message.content if block.type == "text")
-        stop = message.stop_reason or "stop"
-        return ChatReply(
-            choices=(Choice(text=text, finish_reason=FINISH.get(stop, stop)),),
-            prompt_tokens=message.usage.input_tokens,
-            completion_tokens=message.usage.output_tokens,
-        )
-    except (AttributeError, TypeError, ValueError) as e:
-        # The SDK hands on what a server sends, whatever it is.
-        raise CallTransient("the answer is not a message of the Messages API") from e
+def _prefix(request: ChatRequest) -> str:
+    """What other calls say, too, up to the breakpoint; empty if it is too short for a cache."""
+    last, shared = shared_until(request)
+    if last < 0:
+        return ""
+    before = "".join(f"{m.role}\0{m.content}\0" for m in request.messages[:last])
+    text = before + request.messages[last].content[:shared]
+    return text if len(text) >= LEAST_CACHED else ""
+
+
+def _result(result: Raw) -> Raw | CallError:
+    match result:
+        case {"type": "succeeded", "message": dict(message)}:
+            return message
+        case {"type": "errored", "error": {"error": {"type": str(kind), "message": str(said)}}}:
+            final = kind in ("invalid_request_error", "request_too_large", "not_found_error")
+            text = quoted(f"{kind}: {said}", "")
+            return CallRejected(text) if final else CallTransient(text)
+        case {"type": str(kind)}:
+            return CallTransient(f"the batch ended before this call was answered: {kind}")
+    return CallTransient("the batch says nothing of this call")
+
+
+def _lower(headers: Mapping[str, str]) -> dict[str, str]:
+    return {name.lower(): value for name, value in headers.items()}
 
 
 def _classify(error: anthropic.APIError, secret: str) -> Exception:

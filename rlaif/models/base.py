@@ -25,6 +25,9 @@ class ChatModel(ABC):
     window: int | None = None
     """How many calls the model wants in flight at once, where it is not the user's choice."""
 
+    outlives: bool = False
+    """Whether a call that is in flight goes on without this process, and can be taken up again."""
+
     heard: Callable[[Mapping[str, str]], None] = staticmethod(lambda headers: None)
     """Told the headers (names in lower case) of every response, of refusals too: a limiter reads
     the provider's rate limits there."""

@@ -108,7 +108,7 @@ class Client:
         not say how long to wait. `price` None: not known."""
         self.model = model
         self.bill = bill
-        self.window = 4 * (model.window or concurrency)
+        self.window = model.window or 4 * concurrency
         """How many items a stage works on at once, so that slow ones do not leave places empty."""
         self._store = store
         self._attempts = attempts
@@ -181,10 +181,12 @@ class Client:
 
     async def drain(self) -> None:
         """Makes no more calls, and waits for those that were sent: they are paid for."""
-        waiting = set(self._asking.values()) - self._sent
+        waiting = set(self._asking.values())
+        if not self.model.outlives:
+            waiting -= self._sent
         for task in waiting:
             task.cancel()
-        if self._sent:
+        if self._sent and not self.model.outlives:
             say(f"waiting for {len(self._sent)} calls in flight (Ctrl-C: leave them)")
         for check in self._checks.values():
             check.cancel()
@@ -257,7 +259,9 @@ class Client:
             self._stopped = self._stopped or e
             raise
         finally:
-            self._limiter.leave(error, guess, tokens, seconds)
+            # What a batch leaves unanswered says nothing of the provider's load.
+            counted = None if self.model.outlives else error
+            self._limiter.leave(counted, guess, tokens, seconds)
             self._left(task)
         self._made_tokens += reply.completion_tokens
         usd = None if self._price is None else self._price.usd(reply)
@@ -313,6 +317,8 @@ class Client:
     def _wait_after(self, error: BaseException | None, attempts: int) -> float:
         if isinstance(error, CallRateLimited) and error.wait_s is not None:
             return 0.0  # the limiter holds all calls back for so long
+        if self.model.outlives:
+            return 0.0  # what goes into a batch should come together
         state = tenacity.RetryCallState(self._retrying, None, (), {})
         state.attempt_number = attempts
         return self._backoff(state)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping, Set
 from json import JSONDecodeError
+from typing import Literal
 
 import openai
 
-from rlaif.errors import CallRateLimited, CallRejected, CallTransient, SetupError
+from rlaif.errors import CallError, CallRateLimited, CallRejected, CallTransient, SetupError
 from rlaif.models.base import ChatModel, retry_after_s
+from rlaif.models.batch import BatchProvider, BatchRefused, Raw
 from rlaif.models.names import is_final, quoted
 from rlaif.models.openai_wire import (
     body_of,
@@ -20,8 +22,12 @@ from rlaif.models.openai_wire import (
 )
 from rlaif.types import ChatReply, ChatRequest
 
+ENDPOINT: Literal["/v1/chat/completions"] = "/v1/chat/completions"
+TOKEN = "rlaif"
+"""Name of the metadata by which a batch of ours is found again."""
 
-class OpenAIModel(ChatModel):
+
+class OpenAIModel(ChatModel, BatchProvider):
     """Chat completions of OpenAI, or of OPENAI_BASE_URL; the SDK's own retries are turned off.
 
     A reasoning model of OpenAI's refuses another temperature than 1. As a judge it is asked with
@@ -31,6 +37,7 @@ class OpenAIModel(ChatModel):
 
     gives_logprobs = True
     max_n = 128
+    most = 50_000
 
     def __init__(self, name: str, *, identity: str, api_key: str, timeout_s: float) -> None:
         self.identity = identity
@@ -65,8 +72,89 @@ class OpenAIModel(ChatModel):
         except (openai.APIError, JSONDecodeError, UnicodeDecodeError):
             return None
 
+    async def submit(self, requests: Mapping[str, ChatRequest], token: str) -> str:
+        lines = [
+            json.dumps(
+                {
+                    "custom_id": key,
+                    "method": "POST",
+                    "url": ENDPOINT,
+                    "body": body_of(request, self._name, official=True),
+                }
+            )
+            for key, request in requests.items()
+        ]
+        try:
+            file = await self._sdk.files.create(
+                file=("calls.jsonl", "\n".join(lines).encode()), purpose="batch"
+            )
+            batch = await self._sdk.batches.create(
+                input_file_id=file.id,
+                endpoint=ENDPOINT,
+                completion_window="24h",
+                metadata={TOKEN: token},
+            )
+        except openai.APIError as e:
+            raise _classify(e, self._secret) from e
+        return batch.id
+
+    async def find(self, token: str, since: float, calls: int, known: Set[str]) -> str | None:
+        try:
+            async for batch in self._sdk.batches.list(limit=100):
+                if batch.created_at < since:
+                    break
+                if batch.metadata and batch.metadata.get(TOKEN) == token:
+                    return batch.id
+        except openai.APIError as e:
+            raise _classify(e, self._secret) from e
+        return None
+
+    async def has_ended(self, batch: str) -> bool:
+        try:
+            found = await self._sdk.batches.retrieve(batch)
+        except openai.APIError as e:
+            raise _classify(e, self._secret) from e
+        if found.status == "failed":
+            errors = (found.errors.data if found.errors else None) or []
+            said = quoted("; ".join(e.message or "" for e in errors), self._secret)
+            if any(e.code == "token_limit_exceeded" for e in errors):
+                raise BatchRefused(CallRateLimited(said))
+            raise BatchRefused(CallRejected(said or "the batch was refused"))
+        return found.status in ("completed", "expired", "cancelled")
+
+    async def results(self, batch: str) -> AsyncIterator[tuple[str, Raw | CallError]]:
+        try:
+            found = await self._sdk.batches.retrieve(batch)
+            for file in (found.output_file_id, found.error_file_id):
+                if file is not None:
+                    content = await self._sdk.files.content(file)
+                    for line in content.text.splitlines():
+                        if line.strip():
+                            row = json.loads(line)
+                            yield row["custom_id"], _result(row)
+        except openai.APIError as e:
+            raise _classify(e, self._secret) from e
+        except (JSONDecodeError, LookupError) as e:
+            raise CallTransient("the batch's results cannot be read") from e
+
+    def read(self, raw: Raw, request: ChatRequest) -> ChatReply:
+        return reply_of(raw, request)
+
     async def aclose(self) -> None:
         await self._sdk.close()
+
+
+def _result(row: Raw) -> Raw | CallError:
+    """One line of a batch's output or error file."""
+    response, error = row.get("response"), row.get("error")
+    if response is not None and response["status_code"] == 200:
+        body: Raw = response["body"]
+        return body
+    said = error["message"] if error else str((response or {}).get("body", "no answer"))
+    status = (response or {}).get("status_code", 500)
+    text = quoted(f"{error['code'] if error else status}: {said}", "")
+    final = error is None and is_final(status) and status != 429
+    return CallRejected(text) if final else CallTransient(text)
 
 
 def _lower(headers: Mapping[str, str]) -> dict[str, str]:

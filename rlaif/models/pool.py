@@ -16,6 +16,7 @@ from rlaif.errors import CallTransient, SetupError
 from rlaif.models import embedded
 from rlaif.models.anthropic_messages import KEY, TOKEN, AnthropicModel
 from rlaif.models.base import ChatModel
+from rlaif.models.batch import BatchConfig, BatchedModel
 from rlaif.models.client import Bill, Client
 from rlaif.models.fake import FakeModel
 from rlaif.models.fleet import Fleet
@@ -50,6 +51,8 @@ class ModelConfig(Record):
     usd_per_million_tokens: tuple[Usd, Usd] | None = None
     """What a million prompt tokens and a million completion tokens cost, in US dollars. None: as
     the table of prices says (see `rlaif plan`); where that knows none, the bill says so."""
+    batch: BatchConfig | None = None
+    """Ask in batches (OpenAI and Anthropic): half the price, answers within a day; none: live."""
     limits: Limits = Limits()
     """What the provider allows, and whether to find the best number of calls in flight."""
     server: ServerConfig = ServerConfig()
@@ -250,6 +253,12 @@ class ModelPool:
 
     def _provider(self, config: ModelConfig, field: str) -> ChatModel:
         scheme = config.model.partition("/")[0]
+        if config.batch is not None and scheme not in ("openai", "anthropic"):
+            raise SetupError(
+                f"{config.model} has no batch API",
+                field=f"{field.removesuffix('.model')}.batch",
+                fix="leave it out; openai/… and anthropic/… have one",
+            )
         if scheme in self._extra:
             return self._extra[scheme](config, field)
         name = parse_model(config.model, field)
@@ -259,13 +268,16 @@ class ModelPool:
                 return FakeModel(name.rest, field)
             case "anthropic":
                 variable, key = api_key(KEY, TOKEN, field=field)
-                return AnthropicModel(
+                anthropic = AnthropicModel(
                     name.rest,
                     identity=identity,
                     timeout_s=config.timeout_s,
                     api_key=key if variable == KEY else None,
                     auth_token=key if variable == TOKEN else None,
                 )
+                if config.batch is None:
+                    return anthropic
+                return BatchedModel(anthropic, anthropic, self._store, config.batch)
             case "vllm" | "embedded":
                 return ManagedModel(
                     served_identity(identity, config.server),
@@ -288,12 +300,15 @@ class ModelPool:
                 return Fleet(list(zip(name.base_urls, served, strict=True)))
             case "openai":
                 _, key = api_key(OPENAI_KEY, field=field)
-                return OpenAIModel(
+                openai = OpenAIModel(
                     name.rest,
                     identity=identity,
                     api_key=key,
                     timeout_s=config.timeout_s,
                 )
+                if config.batch is None:
+                    return openai
+                return BatchedModel(openai, openai, self._store, config.batch)
 
     async def _running(
         self, config: ModelConfig, field: str, before: VLLMServer | None
