@@ -74,7 +74,7 @@ def test_lint_with_a_judge_asks_it_about_every_test_under_every_principle(run_cl
         "concise: 18 of 20 votes on its tests name a winner",
         "0 errors, 0 warnings in 1 files",
     ]
-    assert "judgments" in done.err
+    assert "judging" in done.err
 
 
 def test_a_test_run_prints_a_table_and_junit_and_costs_nothing_again(run_cli: Cli) -> None:

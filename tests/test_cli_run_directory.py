@@ -147,7 +147,7 @@ def test_a_disk_that_fills_up_in_the_middle_loses_nothing(
     assert line == (
         "r/responses.jsonl: no disk space left (free some space and run the same command again)"
     )
-    assert calls(Path("r")) == 3
+    assert calls(Path("r")) == 0  # it is found before anything is asked
     assert not [p for p in Path("r").iterdir() if p.name.startswith(".") and p.name != ".lock"]
     assert run_cli("sample", "smoke", *QUICK, "--out", "r").code == 0
     assert calls(Path("r")) == 3

@@ -68,6 +68,7 @@ async def ask_many(
     now = asyncio.get_running_loop().time
 
     async def one(number: int) -> None:
+        first = True
         while True:
             await limiter.enter(tokens)
             log.in_flight += 1
@@ -77,7 +78,8 @@ async def ask_many(
             error = await provider(start, log.in_flight)
             log.in_flight -= 1
             log.ended.append((now(), error))
-            limiter.leave(error, tokens, tokens, now() - start)
+            limiter.leave(error, tokens, tokens, now() - start, first=first)
+            first = False
             if not isinstance(error, CallTransient):
                 return
 
@@ -326,3 +328,17 @@ def test_a_cancelled_wait_loses_no_place() -> None:
         return sum(w.cancelled() for w in waits)
 
     assert in_virtual_time(main) == 2
+
+
+def test_a_few_calls_that_never_pass_are_no_provider_that_is_down() -> None:
+    tries = 0
+
+    async def provider(now: float, in_flight: int) -> CallError | None:
+        nonlocal tries
+        tries += 1
+        await asyncio.sleep(0.05)
+        return CallTransient("500") if tries <= 300 else None
+
+    log, _, seconds = simulated(Limits(), 64, 15, provider)
+    assert log.answered == 15
+    assert seconds < 3

@@ -113,7 +113,8 @@ class Principle(PrincipleFields):
     @property
     def asks_the_prompt(self) -> bool:
         """Whether a wording may depend on the prompt that it is shown with."""
-        return any("prompt" in self.__dict__[field] for field in WORDINGS)
+        said = [self.__dict__[field] for field in WORDINGS]
+        return any("metadata" in wording or "tags" in wording for wording in said)
 
     def worded(self, prompt: Prompt) -> Principle:
         """The principle with its wordings rendered for a prompt. Raises SetupError, with the field

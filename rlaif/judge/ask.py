@@ -182,7 +182,12 @@ class Judge:
         }
 
     async def judge(self, pairs: Sequence[Pair], show: Show) -> Judged:
-        """What `of_pair` says of each pair, many of them at once."""
+        """What `of_pair` says of each pair, many of them at once. Raises SetupError, before
+        anything is asked, for a wording that a prompt cannot fill."""
+        for pair in pairs:
+            for principle in (p for tier in self._tiers.of(pair) for p in tier):
+                if principle.asks_the_prompt:
+                    principle.worded(pair.prompt)
         found: list[OfPair] = []
         with show("judging", len(pairs), "comparisons") as advance:
 

@@ -203,7 +203,7 @@ class Client:
         if before is not None:
             await self._once(before)
         try:
-            return await self._attempt(key, request)
+            return await self._attempt(key, request, first=True)
         except CallTransient as e:
             if self._attempts == 1:
                 return self._failed(e)
@@ -221,7 +221,7 @@ class Client:
         if not task.done() or task.exception() is not None:
             await asyncio.shield(task)
 
-    async def _attempt(self, key: str, request: ChatRequest) -> Answer:
+    async def _attempt(self, key: str, request: ChatRequest, *, first: bool = False) -> Answer:
         """One try. Raises CallTransient; another CallError is the answer."""
         guess = sum(len(m.content) for m in request.messages) // CHARACTERS_A_TOKEN
         guess += request.sampling.max_tokens * request.sampling.n
@@ -261,7 +261,7 @@ class Client:
         finally:
             # What a batch leaves unanswered says nothing of the provider's load.
             counted = None if self.model.outlives else error
-            self._limiter.leave(counted, guess, tokens, seconds)
+            self._limiter.leave(counted, guess, tokens, seconds, first=first)
             self._left(task)
         self._made_tokens += reply.completion_tokens
         usd = None if self._price is None else self._price.usd(reply)

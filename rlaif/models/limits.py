@@ -14,8 +14,9 @@ from rlaif.errors import CallError, CallRateLimited, CallRejected, CallTransient
 from rlaif.models.buckets import Bucket, told_by
 from rlaif.types import Record
 
-FEWEST_FAILURES = 20
-"""So many failures in a row, and twice the calls in flight, are a provider that is down."""
+FAILURES = 20
+"""So many calls in a row that fail at their first attempt are a provider that is down. Further
+attempts do not count: a few calls that never pass, at the end of a run, are no such thing."""
 PROBES = 7
 """Single calls that are tried before a provider is given up: over 1 + 2 + ... + 32 seconds."""
 FIRST_REFUSALS = 50
@@ -98,8 +99,17 @@ class Limiter:
                 self._let_in()
             raise
 
-    def leave(self, error: CallError | None, guessed: int, tokens: int, seconds: float) -> None:
-        """A call that was let in is over: `tokens` it has really used, `seconds` it took."""
+    def leave(
+        self,
+        error: CallError | None,
+        guessed: int,
+        tokens: int,
+        seconds: float,
+        *,
+        first: bool = True,
+    ) -> None:
+        """A call that was let in is over: `tokens` it has really used, `seconds` it took. `first`:
+        whether it was tried for the first time."""
         self._in_flight -= 1
         for bucket in self._buckets.values():
             bucket.correct(guessed - tokens if error is None else 0)
@@ -109,7 +119,7 @@ class Limiter:
             case CallRateLimited():
                 self._rate_limited(error)
             case CallTransient():
-                self._failed(error)
+                self._failed(error, first=first)
             case CallRejected():
                 self._refused(error)
         self._let_in()
@@ -214,9 +224,9 @@ class Limiter:
         if self._limits.adapt and self._refused_in_a_row == 1:
             self._window = max(1.0, self._window * SHRINK)
 
-    def _failed(self, error: CallTransient) -> None:
-        self._failures_in_a_row += 1
-        if self._probes or self._failures_in_a_row >= max(FEWEST_FAILURES, 2 * self.window):
+    def _failed(self, error: CallTransient, *, first: bool) -> None:
+        self._failures_in_a_row += first
+        if self._probes or self._failures_in_a_row >= FAILURES:
             self._probe(error)
         elif self._limits.adapt and self._failures_in_a_row % self.window == 1:
             self._window = max(1.0, self._window * SHRINK)
