@@ -3,7 +3,7 @@
     python benchmarks/generation.py [--prompts 32] [--k 4] [--max-tokens 64] [--rounds 2]
 
 Starts one managed vLLM server on the embedded model, warms its prefix cache with every prompt, and
-then takes turns: raw httpx requests, all in flight at once, and the sample stage (openai SDK,
+then takes turns: raw httpx requests, all in flight at once, and the sample stage (lean client,
 window, call store on disk) with the same bodies. Answers are sampled, so lengths differ a little:
 the figure is tokens a second, and the ratio stage / raw is what to quote.
 """
