@@ -182,6 +182,8 @@ def killed(server: Server, command: list[str], calls: int) -> str:
     run = subprocess.Popen(command, start_new_session=True, **quiet)
     while server.get("/stats")["answered"] < calls // 2 and run.poll() is None:
         time.sleep(0.005)
+    if run.poll() is not None:
+        return "it ended before half"
     os.killpg(run.pid, signal.SIGKILL)
     run.wait()
     time.sleep(0.5)
@@ -191,7 +193,12 @@ def killed(server: Server, command: list[str], calls: int) -> str:
     except subprocess.TimeoutExpired:
         os.killpg(again.pid, signal.SIGKILL)
         return f"{server.get('/stats')['repeated']}, and it did not end"
-    return str(server.get("/stats")["repeated"])
+    stats = server.get("/stats")
+    lost = calls - (stats["answered"] - stats["repeated"])
+    said = str(stats["repeated"])
+    if again.returncode:
+        return f"{said}, and it failed ({again.returncode})"
+    return f"{said}, and {lost} were never asked" if lost > 0 else said
 
 
 def million(server: Server) -> None:
