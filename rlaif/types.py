@@ -241,7 +241,7 @@ class ChatRequest(Record):
 
 class TokenLogprob(Record):
     token: str
-    logprob: float
+    logprob: float = Field(allow_inf_nan=False)
 
 
 class Choice(Record):

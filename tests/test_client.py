@@ -371,3 +371,35 @@ def test_a_request_that_is_in_flight_is_not_sent_again_and_counts_once(store: Ca
     assert texts(asyncio.run(main())) == ["A", "A", "A"]
     assert (model.asked, bill.calls_made, bill.calls_from_store) == ({"a": 1}, 1, 0)
     assert bill.completion_tokens == 3
+
+
+def test_a_call_that_fails_while_others_are_waited_for_is_not_tried_again(
+    store: CallStore,
+) -> None:
+    model = Scripted({"a": [CallTransient("500")] * 9}, pause_s=0.05)
+
+    async def main() -> None:
+        client = Client(model, store, Bill(), concurrency=3, attempts=9)
+        asking = asyncio.create_task(
+            client.ask_all([chat_request(t) for t in "abc"], lambda done, note: None)
+        )
+        await REAL_SLEEP(0.02)
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        await client.drain()
+
+    asyncio.run(main())
+    assert model.asked == {"a": 1, "b": 1, "c": 1}
+    assert len(store) == 2
+
+
+def test_an_answer_that_no_store_can_hold_ends_the_run_and_hangs_nobody(
+    ask: Ask, store: CallStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*arguments: object) -> None:
+        raise UnicodeEncodeError("utf-8", "\ud800", 0, 1, "surrogates not allowed")
+
+    monkeypatch.setattr(store, "put_many", broken)
+    with pytest.raises(UnicodeEncodeError):
+        ask(Scripted(), "a", "b")

@@ -16,6 +16,7 @@ import pytest
 from conftest import Finished, chat_request
 
 from rlaif.callstore import CallStore, call_key, tools
+from rlaif.callstore.journal import Batch, Journal
 from rlaif.errors import StoreError
 from rlaif.types import ChatReply, Choice
 
@@ -245,6 +246,27 @@ def test_a_folder_without_a_store_is_refused(run_cli: Cli) -> None:
     Path("r").mkdir()
     line = run_cli("store", "stats", "r").refused()
     assert line == "r: holds no call store (name a run or its calls.sqlite)"
+
+
+def test_a_repaired_store_still_knows_its_batches(tmp_path: Path) -> None:
+    path = filled(tmp_path / "calls.sqlite", 5)
+    journal = Journal(path)
+    batch = Batch("t", "batch_1", "openai/m", 1.0, ("a", "b"))
+    journal.intend(batch)
+    journal.close()
+    saved, _ = tools.repair(path)
+    journal = Journal(path)
+    assert (saved, journal.open("openai/m")) == (5, [batch])
+    journal.close()
+
+
+def test_a_row_that_cannot_be_written_leaves_no_open_transaction(tmp_path: Path) -> None:
+    with CallStore(tmp_path / "calls.sqlite") as store:
+        row = (call_key(chat_request()), chat_request(), REPLY, 0.1)
+        with pytest.raises(UnicodeEncodeError):
+            store.put_many([row, ("\ud800", *row[1:])])
+        store.put_many([row])
+        assert len(store) == 1
 
 
 # rlaif calls

@@ -119,10 +119,12 @@ class CallStore:
                 values,
             )
             self._db.execute("COMMIT")
-        except sqlite3.Error as e:
+        except BaseException as e:
             if self._db.in_transaction:
                 with contextlib.suppress(sqlite3.Error):
                     self._db.execute("ROLLBACK")
+            if not isinstance(e, sqlite3.Error):
+                raise
             raise StoreError(
                 f"an answered call could not be stored: {e}",
                 file=self.path,

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from rlaif.callstore import SCHEMA_VERSION, CallStore, call_key
+from rlaif.callstore.journal import Batch, Journal
 from rlaif.errors import SetupError, StoreError
 from rlaif.types import ChatReply, ChatRequest
 
@@ -143,6 +144,7 @@ def repair(path: Path) -> tuple[int, Path]:
             if not row.fault:
                 store.copy(row)
                 saved += 1
+    _keep_batches(path, new)
     kept = path.with_name(path.name + ".damaged")
     number = 1
     while kept.exists():
@@ -155,6 +157,19 @@ def repair(path: Path) -> tuple[int, Path]:
             side.replace(kept.with_name(kept.name + suffix))
     new.replace(path)
     return saved, kept
+
+
+def _keep_batches(path: Path, new: Path) -> None:
+    """Batches that are on their way must not be forgotten: they would be paid for again."""
+    try:
+        with reading(path) as db:
+            batches = db.execute("SELECT token, id, model, created, keys FROM batches").fetchall()
+    except StoreError:
+        return  # there are none, or their page is the damaged one
+    journal = Journal(new)
+    for token, batch, model, created, keys in batches:
+        journal.intend(Batch(token, batch, model, created, tuple(json.loads(keys))))
+    journal.close()
 
 
 def _salvaged(path: Path) -> Iterator[Row]:

@@ -13,10 +13,10 @@ import tenacity
 
 from rlaif.callstore import CallStore, call_key
 from rlaif.errors import (
+    AskingStopped,
     CallError,
     CallRateLimited,
     CallTransient,
-    RlaifError,
 )
 from rlaif.models.base import ChatModel
 from rlaif.models.flow import flow
@@ -31,6 +31,7 @@ Ready = Callable[[], Awaitable[None]]
 CHARACTERS_A_TOKEN = 4
 """What a request's tokens are guessed from until its answer tells them."""
 
+DRAIN_LOOK_S = 0.2
 REMEMBERED = 50_000
 """Keys of which the bill remembers that it has counted them."""
 
@@ -181,16 +182,15 @@ class Client:
 
     async def drain(self) -> None:
         """Makes no more calls, and waits for those that were sent: they are paid for."""
-        waiting = set(self._asking.values())
-        if not self.model.outlives:
-            waiting -= self._sent
-        for task in waiting:
-            task.cancel()
+        # One that fails now is not tried again.
+        self._stopped = self._stopped or AskingStopped("asking has ended")
         if self._sent and not self.model.outlives:
             say(f"waiting for {len(self._sent)} calls in flight (Ctrl-C: leave them)")
-        for check in self._checks.values():
-            check.cancel()
-        left = (*waiting, *self._sent, *self._checks.values())
+            while self._sent:
+                await asyncio.wait(set(self._sent), timeout=DRAIN_LOOK_S)
+        left = (*self._asking.values(), *self._checks.values())
+        for task in left:
+            task.cancel()
         await asyncio.gather(*left, return_exceptions=True)
 
     def _ended(self, key: str, task: asyncio.Task[Answer]) -> None:
@@ -305,7 +305,7 @@ class Client:
         rows, self._unsaved, self._saved = self._unsaved, [], None
         try:
             self._store.put_many(rows)
-        except RlaifError as e:
+        except Exception as e:  # whatever it is, those who wait must hear of it
             saved.set_exception(e)
         else:
             saved.set_result(None)
