@@ -18,7 +18,7 @@ from conftest import chat_request
 
 from rlaif.callstore import CallStore, call_key
 from rlaif.callstore.journal import Batch, Journal
-from rlaif.errors import CallRejected, SetupError
+from rlaif.errors import CallRejected, SetupError, StoreError
 from rlaif.models.batch import BatchConfig
 from rlaif.models.client import Answer, Bill
 from rlaif.models.gate import Budget, Gate
@@ -258,6 +258,18 @@ def test_a_budget_ends_a_run_with_batches_and_keeps_them(
 ) -> None:
     found = ask(tmp_path, "openai", *TEXTS, gate=Gate(Budget(max_calls=12)))
     assert said(found) == BATCHED
+
+
+def test_a_batch_that_cannot_be_written_down_is_not_sent_and_hangs_nobody(
+    server: BatchServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: object) -> None:
+        raise StoreError("a batch could not be written down: disk full")
+
+    monkeypatch.setattr(Journal, "intend", full)
+    with pytest.raises(StoreError, match="disk full"):
+        ask(tmp_path, "openai", *TEXTS)
+    assert not server.batches
 
 
 def test_a_model_without_a_batch_api_is_refused(tmp_path: Path) -> None:

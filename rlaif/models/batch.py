@@ -19,7 +19,7 @@ from pydantic import Field
 
 from rlaif.callstore import CallStore, call_key
 from rlaif.callstore.journal import Batch, Journal
-from rlaif.errors import CallError, CallTransient
+from rlaif.errors import CallError, CallRejected, CallTransient, SetupError, StoreError
 from rlaif.models.base import ChatModel
 from rlaif.progress import say
 from rlaif.types import ChatReply, ChatRequest, Record
@@ -244,15 +244,17 @@ class BatchedModel(ChatModel):
         token = secrets.token_hex(16)
         # Written down first: killed in the middle of it, the next run looks whether it arrived.
         batch = Batch(token, "", self.identity, time.time(), tuple(requests))
-        self._journal.intend(batch)
         try:
+            self._journal.intend(batch)
             found = await self._submit(batch, requests)
+            self._journal.submitted(token, found)
         except Exception as e:
-            self._journal.forget(token)
+            if isinstance(e, CallRejected | SetupError) and not isinstance(e, StoreError):
+                # Refused, so it is not there. After any other error the next run looks for it.
+                self._journal.forget(token)
             self._open.difference_update(requests)
             self._fail(requests, e)
             return
-        self._journal.submitted(token, found)
         say(f"submitted batch {found} of {len(requests)} calls")
         await self._watch(batch._replace(id=found))
 
