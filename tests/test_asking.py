@@ -39,6 +39,8 @@ def asking(directory: Path, *arguments: str) -> subprocess.Popen[str]:
         cwd=directory,
         stderr=subprocess.PIPE,
         text=True,
+        # A shell starts what it runs in the background with Ctrl-C ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parent.parent)},
     )
 
