@@ -342,3 +342,14 @@ def test_a_few_calls_that_never_pass_are_no_provider_that_is_down() -> None:
     log, _, seconds = simulated(Limits(), 64, 15, provider)
     assert log.answered == 15
     assert seconds < 3
+
+
+def test_a_whole_window_that_fails_at_once_is_one_failure_and_not_many_probes() -> None:
+    async def provider(now: float, in_flight: int) -> CallError | None:
+        await asyncio.sleep(0.05)
+        return CallTransient("503") if now < 3 else None
+
+    log, _, seconds = simulated(Limits(), 64, 300, provider)
+    assert log.answered == 300
+    assert seconds < 10
+    assert len([1 for _, e in log.ended if e is not None]) <= 64 + 4

@@ -225,6 +225,8 @@ class Limiter:
             self._window = max(1.0, self._window * SHRINK)
 
     def _failed(self, error: CallTransient, *, first: bool) -> None:
+        if self._probes and self._now < self._pause_until:
+            return  # it was in flight before: only the call that comes next is a probe
         self._failures_in_a_row += first
         if self._probes or self._failures_in_a_row >= FAILURES:
             self._probe(error)
