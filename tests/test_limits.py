@@ -19,7 +19,7 @@ from rlaif.errors import (
     ProviderDown,
 )
 from rlaif.models.buckets import Told, told_by
-from rlaif.models.limits import FIRST_REFUSALS, Limiter, Limits
+from rlaif.models.limits import FAILURES, FIRST_REFUSALS, Limiter, Limits
 
 T = TypeVar("T")
 Provider = Callable[[float, int], Awaitable[CallError | None]]
@@ -352,4 +352,27 @@ def test_a_whole_window_that_fails_at_once_is_one_failure_and_not_many_probes() 
     log, _, seconds = simulated(Limits(), 64, 300, provider)
     assert log.answered == 300
     assert seconds < 10
-    assert len([1 for _, e in log.ended if e is not None]) <= 64 + 4
+    assert len([1 for _, e in log.ended if e is not None]) <= 64 + FAILURES + 4
+
+
+def test_failures_in_passing_do_not_narrow_the_window_and_refusals_do_for_a_while() -> None:
+    tries = 0
+
+    async def flaky(now: float, in_flight: int) -> CallError | None:
+        nonlocal tries
+        tries += 1
+        number = tries
+        await asyncio.sleep(0.1)
+        return CallTransient("500") if number % 10 == 0 else None
+
+    _, limiter, _ = simulated(Limits(), 32, 1000, flaky)
+    assert limiter.window == 32
+
+    async def strict(now: float, in_flight: int) -> CallError | None:
+        await asyncio.sleep(0.1)
+        return CallRateLimited("slow down", 0.5) if in_flight > 20 else None
+
+    log, limiter, seconds = simulated(Limits(), 32, 4000, strict)
+    assert log.answered == 4000
+    assert 14 <= limiter.window <= 22
+    assert seconds <= 4000 / (20 / 0.1) / 0.6

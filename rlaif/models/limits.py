@@ -21,6 +21,8 @@ PROBES = 7
 """Single calls that are tried before a provider is given up: over 1 + 2 + ... + 32 seconds."""
 FIRST_REFUSALS = 50
 """So many calls refused before any is answered, and all in the same words, are a wrong setup."""
+EPOCH_S = 0.25
+"""The window is thought over after two windows of answers, and after so many seconds at least."""
 SHRINK = 0.7
 COLLAPSE = 0.8
 """Fewer answers a second than this share of the best are too many calls in flight."""
@@ -44,10 +46,11 @@ class Limits(Record):
 class Limiter:
     """Lets calls in, in the order in which they came. Belongs to one event loop.
 
-    The window starts at `concurrency`. A refusal for the rate (once a window), a call that fails in
-    passing, or answers that come at under COLLAPSE of the best rate seen multiply it by SHRINK;
-    every window of answers adds one: additive increase, multiplicative decrease (Chiu and Jain
-    1989), on which TCP rests. It never falls below one.
+    The window starts at `concurrency`. A refusal for the rate, or answers that come at under
+    COLLAPSE of the best rate seen, multiply it by SHRINK; two windows of answers without either add
+    one: additive increase, multiplicative decrease (Chiu and Jain 1989), on which TCP rests. It
+    never falls below one. A call that fails in passing says nothing of the load; many in a row are
+    the breaker's.
     """
 
     def __init__(self, limits: Limits, *, concurrency: int, seed: int | None = None) -> None:
@@ -69,6 +72,7 @@ class Limiter:
                 self._buckets[kind] = Bucket.a_minute(most, tokens="tokens" in kind)
         self._epoch = _Epoch()
         self._best_rate = 0.0
+        self._best_window = 0
         self._failures_in_a_row = 0
         self._refused_in_a_row = 0
         self._probes = 0
@@ -195,18 +199,22 @@ class Limiter:
         if not epoch.calls:
             epoch.start = self._now - seconds
         epoch.calls += 1
-        # A window of answers, and enough time for a rate that means something.
-        if epoch.calls < 2 * self.window or (elapsed := self._now - epoch.start) < 1.0:
+        if epoch.calls < 2 * self.window or (elapsed := self._now - epoch.start) < EPOCH_S:
             return
         rate = epoch.calls / elapsed
-        slower = rate < COLLAPSE * self._best_rate and self.window > epoch.best_window
-        if slower:
-            self._window = max(1.0, self._window * SHRINK)
-        else:
-            if rate > self._best_rate:
-                self._best_rate, epoch.best_window = rate, self.window
+        if rate > self._best_rate:
+            self._best_rate, self._best_window = rate, self.window
+        if rate < COLLAPSE * self._best_rate and self.window > self._best_window:
+            self._shrink()
+        elif not epoch.shrunk:
             self._window = min(float(self._most), self._window + 1)
-        self._epoch = _Epoch(best_window=epoch.best_window)
+        self._epoch = _Epoch()
+
+    def _shrink(self) -> None:
+        """Once an epoch: calls that are refused together are one refusal."""
+        if self._limits.adapt and not self._epoch.shrunk:
+            self._epoch.shrunk = True
+            self._window = max(1.0, self._window * SHRINK)
 
     def _rate_limited(self, error: CallRateLimited) -> None:
         self._refused_in_a_row += 1
@@ -221,8 +229,7 @@ class Limiter:
             )
             return
         self._pause(wait_s)
-        if self._limits.adapt and self._refused_in_a_row == 1:
-            self._window = max(1.0, self._window * SHRINK)
+        self._shrink()
 
     def _failed(self, error: CallTransient, *, first: bool) -> None:
         if self._probes and self._now < self._pause_until:
@@ -230,8 +237,6 @@ class Limiter:
         self._failures_in_a_row += first
         if self._probes or self._failures_in_a_row >= FAILURES:
             self._probe(error)
-        elif self._limits.adapt and self._failures_in_a_row % self.window == 1:
-            self._window = max(1.0, self._window * SHRINK)
 
     def _probe(self, error: CallTransient) -> None:
         """Asks nothing for a while, and then one call alone."""
@@ -258,7 +263,7 @@ class Limiter:
 class _Epoch:
     """Answers since the window was last thought over."""
 
-    def __init__(self, best_window: int = 0) -> None:
+    def __init__(self) -> None:
         self.calls = 0
         self.start = 0.0
-        self.best_window = best_window
+        self.shrunk = False
