@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -110,7 +111,7 @@ def progress(label: str, total: int, unit: str) -> Iterator[Advance]:
         display.end()
 
 
-class _Display:
+class _Display(ABC):
     every_s: float
 
     def __init__(self, label: str, total: int, unit: str) -> None:
@@ -148,9 +149,9 @@ class _Display:
         (start, before), (now, done) = self._seen[0], self._seen[-1]
         return (done - before) / (now - start) if done > before and now - start >= 0.1 else None
 
+    @abstractmethod
     def show(self, done: int, note: Note, rate: float | None) -> None:
         """Draws or prints it."""
-        raise NotImplementedError
 
     def pace(self, done: int, rate: float | None) -> str:
         """Rate and time left, in words."""
