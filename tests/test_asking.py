@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -21,6 +22,7 @@ from rlaif.errors import JudgeFallsShort, SetupError
 from rlaif.files import jsonl_writer
 from rlaif.recipe import execute, load_run
 from rlaif.types import Message
+from rlaif.workspace import Workspace
 
 LABELS = ("responses.jsonl", "judgments.jsonl", "comparisons.jsonl", "prompts.jsonl")
 
@@ -119,6 +121,18 @@ def test_control_c_keeps_what_is_paid_for_and_asks_no_more(tmp_path: Path, serve
     )
     assert len(server.seen) == 4  # the list of models, and three calls
     assert stored(tmp_path / "r") == 3
+
+
+def test_a_run_that_is_refused_leaves_the_config_of_the_one_at_work(tmp_path: Path) -> None:
+    config, out = load_run("smoke", ["sample.limit=2"], tmp_path / "r")
+    execute(config, out, ("sample",), reconfigure=False)
+    before = (out / "config.yaml").read_bytes()
+    other, _ = load_run("smoke", ["sample.limit=3"], out)
+    at_work = Workspace(out, 0, {})
+    with pytest.raises(SetupError, match="another run is working in this directory"):
+        execute(other, out, ("sample",), reconfigure=True)
+    asyncio.run(at_work.close())
+    assert (out / "config.yaml").read_bytes() == before
 
 
 def test_prompts_are_read_row_by_row_and_again(tmp_path: Path) -> None:

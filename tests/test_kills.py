@@ -200,7 +200,7 @@ def python(code: str, *arguments: Path) -> Iterator[subprocess.Popen[str]]:
 
 def test_of_two_runs_at_once_one_is_refused_and_a_kill_frees_the_directory(tmp_path: Path) -> None:
     out = tmp_path / "run"
-    slow = Command(("sample", *SMALL, "policy.model=fake/policy?delay=600"))
+    slow = Command(("sample", *SMALL, "policy.model=fake/policy?delay=60"))
     both = [slow.start(out), slow.start(out)]
     while not any(run.over for run in both):
         time.sleep(0.01)

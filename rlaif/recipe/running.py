@@ -102,13 +102,17 @@ def execute(
     """
     check(config, stages, out)
     need_space(out, NEEDED_MB)
-    _claim(config, out, reconfigure)
     with full_disk(out):
-        return asyncio.run(_execute(config, out, stages, gate))
+        return asyncio.run(_execute(config, out, stages, gate, reconfigure=reconfigure))
 
 
 async def _execute(
-    config: RunConfig, out: Path, stages: Sequence[str], gate: Gate | None
+    config: RunConfig,
+    out: Path,
+    stages: Sequence[str],
+    gate: Gate | None,
+    *,
+    reconfigure: bool,
 ) -> list[str]:
     work = Workspace(out, config.seed, {"transformers": _transformers}, gate)
     after_sft = config.after_sft(out)
@@ -121,6 +125,8 @@ async def _execute(
             if s not in ("certify", "judge")
         ]
     try:
+        # Only now that the directory is ours: the config of a run at work must stay its own.
+        _claim(config, out, reconfigure)
         for stage, run in steps:
             if stage in ("train-sft", "train-rm"):
                 # Training needs the memory that the servers hold.
