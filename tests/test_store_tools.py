@@ -237,6 +237,13 @@ def test_pruning_deletes_what_no_file_names_and_the_run_still_costs_nothing(run_
         assert cost["calls_made"] == 0
 
 
+def test_pruning_before_what_is_no_day_deletes_nothing(run_cli: Cli) -> None:
+    filled(Path("r/calls.sqlite"), 3)
+    for text in ("tomorrow", "27.11.2026"):
+        line = run_cli("store", "prune", "r", "--before", text, "--yes").refused()
+        assert line == f"--before: {text!r} is no day (write YYYY-MM-DD)"
+
+
 def test_pruning_a_folder_without_a_finished_run_is_refused(run_cli: Cli) -> None:
     filled(Path("r/calls.sqlite"), 1)
     assert "holds no finished run" in run_cli("store", "prune", "r", "--yes").refused()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import date
 from pathlib import Path
 from typing import Annotated
 
@@ -100,6 +101,11 @@ def prune(
     from rlaif import workspace
     from rlaif.callstore import tools
 
+    # Compared as text: anything but a date could sort behind every row, and delete them all.
+    try:
+        before = None if before is None else date.fromisoformat(before).isoformat()
+    except ValueError as e:
+        raise SetupError(f"{before!r} is no day", field="--before", fix="write YYYY-MM-DD") from e
     keys, left = workspace.prune(run, model, before, delete=yes)
     if yes:
         path = tools.store_of(run)
