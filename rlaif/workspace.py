@@ -8,7 +8,7 @@ import json
 import re
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -169,13 +169,26 @@ def prune(run: Path, model: str | None, before: str | None, *, delete: bool) -> 
         named = {
             key
             for file in (*run.rglob("*.jsonl"), *run.rglob("*.json"))
-            for key in KEY.findall(file.read_text(encoding="utf-8"))
+            for line in _lines(file)
+            for key in KEY.findall(line)
         }
         keys = tools.unused(path, named, model, before)
         total = sum(usage.calls for usage in tools.stats(path).values())
         if delete:
             tools.prune(path, keys)
     return len(keys), total - len(keys)
+
+
+def _lines(path: Path) -> Iterator[str]:
+    with path.open(encoding="utf-8") as file:
+        yield from file
+
+
+def repair(path: Path) -> tuple[int, Path]:
+    """See `tools.repair`. Raises SetupError where a run is at work: what it stores now would go
+    into the file that is put aside."""
+    with _lock(path.parent):
+        return tools.repair(path)
 
 
 def _lock(directory: Path) -> IO[str]:

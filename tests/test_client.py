@@ -24,6 +24,7 @@ from rlaif.errors import (
 from rlaif.models.base import ChatModel
 from rlaif.models.client import Answer, Bill, Client
 from rlaif.models.gate import Budget, Gate
+from rlaif.models.prices import Price
 from rlaif.types import ChatReply, ChatRequest, Choice
 
 REAL_SLEEP = asyncio.sleep
@@ -67,14 +68,8 @@ class Scripted(ChatModel):
         )
 
 
-class Cent:
-    """A price."""
-
-    def usd(self, reply: ChatReply) -> float:
-        return 0.01
-
-
-CENT = Cent()
+CENT = Price(input=5000.0, output=0.0)
+"""A cent an answer: each has two prompt tokens."""
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections import Counter
 from pathlib import Path
 
@@ -150,18 +151,29 @@ def test_addresses_that_are_none_are_refused(text: str, said: str) -> None:
 
 
 def test_a_server_that_goes_away_in_mid_run_costs_no_call(server: Server, tmp_path: Path) -> None:
-    listed = Script(body={"data": [{"id": "m"}]})
-    server.script = [listed, *[Script(body=completion("Hi"))] * 40]
+    listed, answer = Script(body={"data": [{"id": "m"}]}), Script(body=completion("Hi"))
+    server.script = [listed, *[answer] * 40]
     other = Server()
-    address = other.url
-    other.server_close()  # nobody listens there any more
+    # After five answers it cuts every connection.
+    other.script = [listed, *[answer] * 5]
+    thread = threading.Thread(target=other.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
 
     async def main() -> list[Answer]:
         with CallStore(tmp_path / "calls.sqlite") as store:
-            config = ModelConfig(model=f"{address}/v1,{server.url}/v1#m", attempts=1)
+            config = ModelConfig(
+                model=f"{other.url}/v1,{server.url}/v1#m", attempts=1, concurrency=4
+            )
             pool = ModelPool(store, tmp_path, {})
             async with pool.open(config, "policy.model", Bill()) as client:
                 requests = [chat_request(f"Question {i}?") for i in range(40)]
                 return await client.ask_all(requests, lambda done, note: None)
 
-    assert all(isinstance(answer, ChatReply) for answer in asyncio.run(main()))
+    answers = asyncio.run(main())
+    other.shutdown()
+    thread.join()
+    other.server_close()
+    assert all(isinstance(found, ChatReply) for found in answers)
+    assert other.script == []
+    assert len(other.seen) > 1 + 5, "it was asked after it had gone"
+    assert len(server.seen) == 1 + 35

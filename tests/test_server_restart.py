@@ -206,6 +206,23 @@ def test_on_a_gpu_less_is_tried_in_steps_and_the_context_stays() -> None:
     assert ServerConfig().smaller("", on_gpu=True) is None
 
 
+@pytest.mark.parametrize(
+    ("given", "what", "said"),
+    [
+        (("--max-num-seqs", "16"), "sequences", None),
+        (("--max-num-seqs=48",), "sequences", "--max-num-seqs 32"),
+        (("--max_num_seqs", "64"), "sequences", "--max-num-seqs 32"),
+        (("--gpu-memory-utilization", "0.5"), "utilization", None),
+        (("--block-size", "32"), "sequences", "--max-num-seqs 128"),
+    ],
+)
+def test_less_is_less_than_what_the_user_gave(
+    given: tuple[str, ...], what: str, said: str | None
+) -> None:
+    found = ServerConfig(extra_args=given).smaller(what, on_gpu=True)
+    assert (found and found[1]) == said
+
+
 def test_restarts_of_none_is_what_the_user_may_want(
     tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

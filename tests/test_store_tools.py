@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -253,6 +254,26 @@ def test_a_folder_without_a_store_is_refused(run_cli: Cli) -> None:
     Path("r").mkdir()
     line = run_cli("store", "stats", "r").refused()
     assert line == "r: holds no call store (name a run or its calls.sqlite)"
+
+
+def test_a_store_of_another_version_is_not_taken_for_a_damaged_one(run_cli: Cli) -> None:
+    path = filled(Path("r/calls.sqlite"), 3)
+    with sqlite3.connect(path) as db:
+        db.execute("PRAGMA user_version=99")
+    db.close()
+    line = run_cli("store", "verify", "r", "--repair").refused()
+    assert line.startswith("r/calls.sqlite: was written by another version of rlaif (format 99)")
+    assert not list(Path("r").glob("*.damaged*")) + list(Path("r").glob("*.repaired"))
+
+
+def test_a_store_that_a_run_is_writing_is_not_repaired(run_cli: Cli) -> None:
+    path = damaged(filled(Path("r/calls.sqlite"), 600))
+    before = path.read_bytes()
+    with Path("r/.lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        found = run_cli("store", "verify", "r", "--repair")
+    assert (found.code, path.read_bytes()) == (2, before)
+    assert "another run is working in this directory" in found.err
 
 
 def test_a_repaired_store_still_knows_its_batches(tmp_path: Path) -> None:

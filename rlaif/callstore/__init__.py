@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -131,12 +131,16 @@ class CallStore:
                 fix="free some disk space and run the same command again; nothing stored is lost",
             ) from e
 
-    def copy(self, row: tuple[str, str, str, float, str]) -> None:
-        """Takes over a row of another store: key, request, reply, seconds, created."""
+    def copy(self, rows: Iterable[tuple[str, str, str, float, str]]) -> int:
+        """Takes over rows of another store, in one commit: key, request, reply, seconds, created.
+        Returns how many."""
         try:
-            self._db.execute("INSERT OR IGNORE INTO calls VALUES (?, ?, ?, ?, ?)", row)
+            self._db.execute("BEGIN IMMEDIATE")
+            self._db.executemany("INSERT OR IGNORE INTO calls VALUES (?, ?, ?, ?, ?)", rows)
+            self._db.execute("COMMIT")
         except sqlite3.Error as e:
             raise self._unusable(e) from e
+        return len(self)
 
     def of_model(self, identity: str, most: int) -> list[StoredCall]:
         """Up to `most` calls of one model, in the order of their keys: the same ones in the same

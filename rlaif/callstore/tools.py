@@ -24,6 +24,10 @@ CHUNK = 1000
 COLUMNS = "key, request, reply, seconds, created"
 
 
+class Damaged(StoreError):
+    """The file is there and can be opened, and is not what it was."""
+
+
 class Row(NamedTuple):
     """One answered call as it stands in the file."""
 
@@ -117,7 +121,7 @@ def row_of(path: Path, key: str) -> Row | None:
 
 def verify(path: Path) -> Verified:
     """Checks the file's structure, and each row: does its request give its key, can its reply be
-    read."""
+    read. Raises StoreError for what is no damage: another version, a file that cannot be opened."""
     found = Verified()
     try:
         with reading(path) as db:
@@ -128,7 +132,7 @@ def verify(path: Path) -> Verified:
                 found.faults[row.key] = row.fault
             else:
                 found.rows += 1
-    except StoreError as e:
+    except Damaged as e:
         found.damage.append(e.problem)
     return found
 
@@ -138,12 +142,8 @@ def repair(path: Path) -> tuple[int, Path]:
     beside it. Returns how many were saved, and where the old one is."""
     new = path.with_name(path.name + ".repaired")
     new.unlink(missing_ok=True)
-    saved = 0
     with CallStore(new) as store:
-        for row in _salvaged(path):
-            if not row.fault:
-                store.copy(row)
-                saved += 1
+        saved = store.copy(row for row in _salvaged(path) if not row.fault)
     _keep_batches(path, new)
     kept = path.with_name(path.name + ".damaged")
     number = 1
@@ -293,8 +293,12 @@ def size_mb(path: Path) -> float:
     return sum(f.stat().st_size for f in files if f.exists()) / 2**20
 
 
-def _unreadable(path: Path, error: Exception) -> StoreError:
-    return StoreError(
+def _unreadable(path: Path, error: sqlite3.Error) -> StoreError:
+    # SQLite's "malformed" and "not a database" have no class of their own; what is locked, absent
+    # or may not be read is an OperationalError.
+    if type(error) is not sqlite3.DatabaseError:
+        return StoreError(f"the call store cannot be read: {error}", file=path)
+    return Damaged(
         f"the call store cannot be read: {error}",
         file=path,
         fix="rlaif store verify --repair saves what it still holds",

@@ -90,20 +90,28 @@ def _root(
         raise typer.Exit
 
 
-@app.command(cls=FieldsInHelp)
-def run(
-    recipe: Recipe = None,
-    overrides: Overrides = None,
-    out: Out = None,
-    reconfigure: Reconfigure = False,
-    max_usd: MaxUsd = None,
-    max_calls: MaxCalls = None,
-    max_minutes: MaxMinutes = None,
-    prices: PriceFile = None,
-) -> None:
-    """Run a recipe from the prompts to the report. Running it again asks nothing twice."""
-    budget = (max_usd, max_calls, max_minutes, prices)
-    _execute(None, recipe, overrides, out, reconfigure, budget)
+def _add_stages(name: str, does: str, stages: tuple[str, ...] | None) -> None:
+    """A command that runs stages of a recipe; None: all of them."""
+
+    def run(
+        recipe: Recipe = None,
+        overrides: Overrides = None,
+        out: Out = None,
+        reconfigure: Reconfigure = False,
+        max_usd: MaxUsd = None,
+        max_calls: MaxCalls = None,
+        max_minutes: MaxMinutes = None,
+        prices: PriceFile = None,
+    ) -> None:
+        budget = (max_usd, max_calls, max_minutes, prices)
+        _execute(stages, recipe, overrides, out, reconfigure, budget)
+
+    app.command(name, help=does, cls=FieldsInHelp)(run)
+
+
+_add_stages(
+    "run", "Run a recipe from the prompts to the report. Running it again asks nothing twice.", None
+)
 
 
 @app.command()
@@ -165,28 +173,10 @@ def certify(
         typer.echo(line)
 
 
-def _add_stage(name: str, does: str) -> None:
-    def stage(
-        recipe: Recipe = None,
-        overrides: Overrides = None,
-        out: Out = None,
-        reconfigure: Reconfigure = False,
-        max_usd: MaxUsd = None,
-        max_calls: MaxCalls = None,
-        max_minutes: MaxMinutes = None,
-        prices: PriceFile = None,
-    ) -> None:
-        # No label without the gate that the config sets; without a gate, certify does nothing.
-        stages = ("certify", name) if name == "judge" else (name,)
-        budget = (max_usd, max_calls, max_minutes, prices)
-        _execute(stages, recipe, overrides, out, reconfigure, budget)
-
-    app.command(name, help=does, cls=FieldsInHelp)(stage)
-
-
 for _name, _does in ORDER.items():
     if _name != "certify":
-        _add_stage(_name, _does)
+        # No label without the gate that the config sets; without a gate, certify does nothing.
+        _add_stages(_name, _does, ("certify", _name) if _name == "judge" else (_name,))
 
 
 app.add_typer(constitution.app)

@@ -30,6 +30,7 @@ def verify(
     ] = False,
 ) -> None:
     """Check the file and every row of it. Exit code 2 if something is wrong."""
+    from rlaif import workspace
     from rlaif.callstore import tools
 
     path = tools.store_of(run)
@@ -49,7 +50,7 @@ def verify(
             file=path,
             fix="rlaif store verify --repair saves what can be read",
         )
-    saved, kept = tools.repair(path)
+    saved, kept = workspace.repair(path)
     typer.echo(
         f"{path}: {saved:,} answered calls are saved; what could not be read is asked again when "
         f"it is needed. The damaged file is {kept}"

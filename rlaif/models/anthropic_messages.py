@@ -11,7 +11,7 @@ import anthropic
 
 from rlaif.errors import CallError, CallRateLimited, CallRejected, CallTransient, SetupError
 from rlaif.models.anthropic_wire import body_of, reply_of, shared_until
-from rlaif.models.base import ChatModel, retry_after_s
+from rlaif.models.base import ChatModel, lower_names, retry_after_s
 from rlaif.models.batch import BatchProvider, Raw
 from rlaif.models.names import is_final, quoted
 from rlaif.types import ChatReply, ChatRequest
@@ -82,11 +82,11 @@ class AnthropicModel(ChatModel, BatchProvider):
             message = json.loads(raw.http_response.text)
         except anthropic.APIError as e:
             if isinstance(e, anthropic.APIStatusError):
-                self.heard(_lower(e.response.headers))
+                self.heard(lower_names(e.response.headers))
             raise _classify(e, self._secret) from e
         except (JSONDecodeError, UnicodeDecodeError) as e:
             raise CallTransient("the answer is not JSON") from e
-        self.heard(_lower(raw.headers))
+        self.heard(lower_names(raw.headers))
         return reply_of(message)
 
     async def submit(self, requests: Mapping[str, ChatRequest], token: str) -> str:
@@ -160,10 +160,6 @@ def _result(result: Raw) -> Raw | CallError:
         case {"type": str(kind)}:
             return CallTransient(f"the batch ended before this call was answered: {kind}")
     return CallTransient("the batch says nothing of this call")
-
-
-def _lower(headers: Mapping[str, str]) -> dict[str, str]:
-    return {name.lower(): value for name, value in headers.items()}
 
 
 def _classify(error: anthropic.APIError, secret: str) -> Exception:

@@ -70,6 +70,11 @@ def retry_after_s(header: str | None) -> float | None:
         return None
 
 
+def lower_names(headers: Mapping[str, str]) -> dict[str, str]:
+    """Headers as `ChatModel.heard` is told them."""
+    return {name.lower(): value for name, value in headers.items()}
+
+
 def verdict_schema(menu: Sequence[str]) -> dict[str, Any]:
     """JSON Schema of `{"verdict": X}` with X on the menu, as strict as providers want it."""
     return {

@@ -8,6 +8,8 @@ from datetime import UTC, datetime
 from typing import NamedTuple
 
 MINUTE_S = 60.0
+PARTS = ("limit", "remaining", "reset")
+"""How the headers of one limit end."""
 UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
@@ -58,8 +60,6 @@ class Bucket:
         missing = told.limit - told.remaining
         if missing > 0 and told.full_in_s > 0:
             self._rate = missing / told.full_in_s
-        elif not missing:
-            self._level = min(self._size, max(self._level, 0.0))
         if not self._rate:
             self._rate = told.limit / MINUTE_S
 
@@ -91,14 +91,11 @@ def told_by(headers: Mapping[str, str]) -> Iterator[Told]:
     for kind in ("requests", "tokens"):
         three = [headers.get(f"x-ratelimit-{part}-{kind}") for part in PARTS]
         yield from _told(kind, three, _span_s)
-    # Anthropic also tells input and output tokens apart; the sum is the stricter of its limits as
-    # they stand, and each call's tokens are one number here.
+    # Anthropic also tells input and output tokens apart. A call's tokens are one number here, so
+    # the limit that it tells of both together is the one that is kept.
     for kind in ("requests", "tokens"):
         three = [headers.get(f"anthropic-ratelimit-{kind}-{part}") for part in PARTS]
         yield from _told(kind, three, _until_s)
-
-
-PARTS = ("limit", "remaining", "reset")
 
 
 def _told(kind: str, three: list[str | None], seconds: Callable[[str], float]) -> Iterator[Told]:

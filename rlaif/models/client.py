@@ -7,7 +7,6 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import tenacity
 
@@ -21,7 +20,8 @@ from rlaif.errors import (
 from rlaif.models.base import ChatModel
 from rlaif.models.flow import flow
 from rlaif.models.gate import Gate
-from rlaif.models.limits import Limiter, Limits
+from rlaif.models.limits import Limiter, Limits, backoff_s
+from rlaif.models.prices import Price
 from rlaif.progress import Spent, say
 from rlaif.redact import redacted
 from rlaif.types import ChatReply, ChatRequest
@@ -34,13 +34,6 @@ CHARACTERS_A_TOKEN = 4
 DRAIN_LOOK_S = 0.2
 REMEMBERED = 50_000
 """Keys of which the bill remembers that it has counted them."""
-
-
-class Price(Protocol):
-    """What an answer costs."""
-
-    def usd(self, reply: ChatReply) -> float:
-        """US dollars."""
 
 
 @dataclass
@@ -319,9 +312,7 @@ class Client:
             return 0.0  # the limiter holds all calls back for so long
         if self.model.outlives:
             return 0.0  # what goes into a batch should come together
-        state = tenacity.RetryCallState(self._retrying, None, (), {})
-        state.attempt_number = attempts
-        return self._backoff(state)
+        return backoff_s(self._backoff, attempts)
 
 
 def _without_secrets(reply: ChatReply) -> ChatReply:

@@ -220,9 +220,7 @@ class Limiter:
         self._refused_in_a_row += 1
         wait_s = error.wait_s
         if wait_s is None:
-            state = tenacity.RetryCallState(None, None, (), {})  # type: ignore[arg-type]
-            state.attempt_number = min(self._refused_in_a_row, 10)
-            wait_s = self._backoff(state)
+            wait_s = backoff_s(self._backoff, min(self._refused_in_a_row, 10))
         if wait_s > self._limits.longest_wait_s:
             self._down = (
                 f"the provider asks to wait for {wait_s / 60:.0f} minutes ({error}); {GOES_ON} then"
@@ -258,6 +256,13 @@ class Limiter:
 
     def _pause(self, seconds: float) -> None:
         self._pause_until = max(self._pause_until, self._now + seconds)
+
+
+def backoff_s(wait: tenacity.wait.wait_base, attempts: int) -> float:
+    """Seconds that one of tenacity's strategies waits after so many attempts."""
+    state = tenacity.RetryCallState(tenacity.Retrying(), None, (), {})
+    state.attempt_number = attempts
+    return wait(state)
 
 
 class _Epoch:

@@ -10,7 +10,7 @@ from typing import Literal
 import openai
 
 from rlaif.errors import CallError, CallRateLimited, CallRejected, CallTransient, SetupError
-from rlaif.models.base import ChatModel, retry_after_s
+from rlaif.models.base import ChatModel, lower_names, retry_after_s
 from rlaif.models.batch import BatchProvider, BatchRefused, Raw
 from rlaif.models.names import is_final, quoted
 from rlaif.models.openai_wire import (
@@ -52,11 +52,11 @@ class OpenAIModel(ChatModel, BatchProvider):
             completion = json.loads(raw.text)
         except openai.APIError as e:
             if isinstance(e, openai.APIStatusError):
-                self.heard(_lower(e.response.headers))
+                self.heard(lower_names(e.response.headers))
             raise _classify(e, self._secret) from e
         except (JSONDecodeError, UnicodeDecodeError) as e:
             raise CallTransient("the answer is not JSON") from e
-        self.heard(_lower(raw.headers))
+        self.heard(lower_names(raw.headers))
         return reply_of(completion, request)
 
     async def probe_logprobs(self) -> bool | None:
@@ -155,10 +155,6 @@ def _result(row: Raw) -> Raw | CallError:
     text = quoted(f"{error['code'] if error else status}: {said}", "")
     final = error is None and is_final(status) and status != 429
     return CallRejected(text) if final else CallTransient(text)
-
-
-def _lower(headers: Mapping[str, str]) -> dict[str, str]:
-    return {name.lower(): value for name, value in headers.items()}
 
 
 def _classify(error: openai.APIError, secret: str) -> Exception:

@@ -212,8 +212,8 @@ Provider = Callable[[ModelConfig, str], ChatModel]
 
 
 class ModelPool:
-    """Opens models. A managed server stays up until another one is needed or `close_servers`: no
-    stage asks two at once, and neither a GPU nor a small machine holds two."""
+    """Opens models. A managed server stays up until another one is needed or `close_servers`:
+    neither a GPU nor a small machine holds two. Stages at the same time share one."""
 
     def __init__(
         self, store: CallStore, logs: Path, extra: Mapping[str, Provider], gate: Gate | None = None
@@ -223,7 +223,7 @@ class ModelPool:
         self._gate = gate or Gate()
         self._starting = asyncio.Lock()
         self._serves: tuple[str, ServerConfig] | None = None
-        self._restarts = self._smaller = 0
+        self._restarts = 0
         self._store = store
         self._logs = logs
         self._extra = extra
@@ -344,7 +344,7 @@ class ModelPool:
             return await self._started(before.config, before.weights, config.model)
 
     async def _started(self, config: ServerConfig, weights: str, model: str) -> VLLMServer:
-        while True:
+        for tries_left in range(SMALLER, -1, -1):
             status = Status()
             server = VLLMServer(weights, config, self._logs / "vllm.log", status)
             say(f"starting a vLLM server for {model} (its log: {server.log})")
@@ -352,8 +352,7 @@ class ModelPool:
             try:
                 await server.start()
             except ServerOutOfMemory as e:
-                self._smaller += 1
-                if self._smaller > SMALLER:
+                if not tries_left:
                     raise
                 status.end(f"it does not fit into the memory: trying with {e.said}")
                 config = e.smaller
@@ -361,6 +360,7 @@ class ModelPool:
             self._server = server
             status.end(f"the server answers after {time.monotonic() - start:.0f} s")
             return server
+        raise AssertionError("the last try returns or raises")
 
     async def close_servers(self) -> None:
         """Stops the server, if one is up, and returns when its memory is free."""

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import aiohttp
 
 from rlaif.errors import CallError, CallRateLimited, CallRejected, CallTransient, SetupError
-from rlaif.models.base import ChatModel, retry_after_s
+from rlaif.models.base import ChatModel, lower_names, retry_after_s
 from rlaif.models.names import is_final, quoted
 from rlaif.models.openai_wire import body_of, gave_logprobs, probe_body, refuses_logprobs, reply_of
 from rlaif.types import ChatReply, ChatRequest
@@ -138,7 +138,7 @@ class ServedModel(ChatModel):
         try:
             async with self._session.request(method, url, data=body) as response:
                 raw = await response.read()
-                headers = {name.lower(): value for name, value in response.headers.items()}
+                headers = lower_names(response.headers)
                 self.heard(headers)
                 return response.status, headers, raw
         except (TimeoutError, aiohttp.ClientError, OSError) as e:

@@ -18,7 +18,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar, Literal, Self
 
@@ -81,12 +81,23 @@ class ServerConfig(Record):
         if steps is None:
             return None
         flag, values = steps
-        now = max((values.index(v) for v in self.extra_args if v in values), default=-1)
-        if now + 1 == len(values):
+        now = _value_of(flag, self.extra_args)
+        less = [value for value in values if now is None or float(value) < now]
+        if not less:
             return None
-        value = values[now + 1]
-        args = (*self.extra_args, flag, value)
-        return self.model_copy(update={"extra_args": args}), f"{flag} {value}"
+        args = (*self.extra_args, flag, less[0])
+        return self.model_copy(update={"extra_args": args}), f"{flag} {less[0]}"
+
+
+def _value_of(flag: str, args: Sequence[str]) -> float | None:
+    """What an argument of vLLM's is set to: `--flag 1` or `--flag=1`, the last one counts."""
+    found = None
+    for arg, after in zip(args, (*args, "")[1:], strict=True):
+        name, equals, value = arg.partition("=")
+        if name.replace("_", "-") == flag:
+            with contextlib.suppress(ValueError):
+                found = float(value if equals else after)
+    return found
 
 
 class ServerOutOfMemory(SetupError):
