@@ -89,7 +89,7 @@ def texts_of(model: str, groups: int, k: int) -> list[tuple[str, list[str]]]:
 
 def run_ours(arguments: argparse.Namespace, kind: str, k: int, folder: Path) -> dict[str, Any]:
     from rlaif.train.api import train_dpo, train_reward_model
-    from rlaif.train.settings import TrainSettings
+    from rlaif.train.settings import DPOSettings, RewardSettings
     from rlaif.types import Message, PreferenceGroup, Prompt, WeightedComparison
 
     groups = [
@@ -107,25 +107,22 @@ def run_ours(arguments: argparse.Namespace, kind: str, k: int, folder: Path) -> 
             texts_of(arguments.model, groups_at(arguments, k), k)
         )
     ]
-    settings = TrainSettings(
-        learning_rate=LEARNING_RATE, epochs=1, batch_groups=arguments.groups_per_step
-    )
+    shared: dict[str, Any] = {
+        "learning_rate": LEARNING_RATE,
+        "epochs": 1,
+        "batch_groups": arguments.groups_per_step,
+        "tokens_at_once": arguments.tokens_at_once,
+    }
     notes: list[str] = []
     began = time.process_time()
+    out, on_step = folder / "out", lambda *_: None
     if kind == "rm":
         result = train_reward_model(
-            arguments.model, groups, settings, 0, folder / "out", lambda *_: None, notes.append
+            arguments.model, groups, RewardSettings(**shared), 0, out, on_step, notes.append
         )
     else:
         result = train_dpo(
-            arguments.model,
-            groups,
-            settings,
-            BETA,
-            0,
-            folder / "out",
-            lambda *_: None,
-            notes.append,
+            arguments.model, groups, DPOSettings(beta=BETA, **shared), 0, out, on_step, notes.append
         )
     cpu = time.process_time() - began
     packed = not any("one response a row" in note for note in notes)
@@ -220,6 +217,7 @@ def main() -> None:
     parser.add_argument("--model", required=True, help="directory of a causal chat model")
     parser.add_argument("--groups", type=int, help="at every K; default: 4, and 2 from K = 8 on")
     parser.add_argument("--groups-per-step", type=int, default=2)
+    parser.add_argument("--tokens-at-once", type=int, default=4096, help="that we take at once")
     parser.add_argument("--trl-rows", type=int, default=4, help="rows that TRL takes at once")
     parser.add_argument("--k", type=int, nargs="+", default=[2, 4, 8])
     parser.add_argument("--kinds", nargs="+", choices=["rm", "dpo"], default=["rm", "dpo"])

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -27,13 +28,14 @@ from rlaif.train.api import (
     train_dpo,
     train_reward_model,
 )
-from rlaif.train.settings import TrainSettings
+from rlaif.train.settings import DPOSettings, RewardSettings
 from rlaif.train.tiny import make_tiny
 from rlaif.types import Message, PreferenceGroup, Prompt, WeightedComparison
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-SETTINGS = TrainSettings(learning_rate=3e-3, epochs=3, batch_groups=4)
+SETTINGS = RewardSettings(learning_rate=3e-3, epochs=3, batch_groups=4)
+DPO = DPOSettings(learning_rate=3e-3, epochs=3, batch_groups=4)
 LONG = "a very long winded answer that goes on "
 
 
@@ -70,10 +72,12 @@ def quiet_step(step: int, total: int, metrics: Mapping[str, float]) -> None:
 def train(
     kind: str, base: str, out: Path, groups: list[PreferenceGroup] = GROUPS, **changes: Any
 ) -> TrainResult:
-    settings = SETTINGS.model_copy(update=changes)
     if kind == "rm":
+        settings = SETTINGS.model_copy(update=changes)
         return train_reward_model(base, groups, settings, 0, out, quiet_step, pytest.fail)
-    return train_dpo(base, groups, settings, 0.1, 0, out, quiet_step, lambda _: None)
+    return train_dpo(
+        base, groups, DPO.model_copy(update=changes), 0, out, quiet_step, lambda _: None
+    )
 
 
 def test_the_reward_model_is_a_plain_classifier_that_learned_the_rule(
@@ -133,10 +137,19 @@ def test_another_seed_gives_another_reward_model(tiny: str, tmp_path: Path) -> N
     assert runs[0].losses != runs[1].losses
 
 
-def test_accumulated_batches_give_the_losses_of_one_large_batch(tiny: str, tmp_path: Path) -> None:
-    whole = train("dpo", tiny, tmp_path / "a", batch_groups=8)
-    parts = train("dpo", tiny, tmp_path / "b", batch_groups=2, accumulation=4)
+@pytest.mark.parametrize("kind", ["rm", "dpo"])
+@pytest.mark.parametrize("tokens_at_once", [300, 60])
+def test_a_step_in_parts_gives_the_losses_and_weights_of_one_in_one_piece(
+    tiny: str, tmp_path: Path, kind: str, tokens_at_once: int
+) -> None:
+    # Of 60 tokens not even a group: its responses are scored in two passes.
+    whole = train(kind, tiny, tmp_path / "a", batch_groups=8)
+    parts = train(kind, tiny, tmp_path / "b", batch_groups=8, tokens_at_once=tokens_at_once)
     assert parts.losses == pytest.approx(whole.losses, rel=1e-4)
+    assert parts.accuracies == pytest.approx(whole.accuracies)
+    a, b = (load_file(tmp_path / name / "model.safetensors") for name in ("a", "b"))
+    for name, weight in a.items():
+        torch.testing.assert_close(b[name], weight, rtol=1e-3, atol=2e-4)
 
 
 def test_every_step_is_reported_with_its_total(tiny: str, tmp_path: Path) -> None:

@@ -1,28 +1,38 @@
 from __future__ import annotations
 
 import math
+from typing import Any, cast
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlaif.train.loss import bradley_terry, ordering_accuracy
+from rlaif.train.collate import Batch
+from rlaif.train.loss import PreferenceLoss, as_labelled, ipo, robust
+
+PLAIN = PreferenceLoss()
 
 
 def loss_of(
-    scores: list[float], comparisons: list[tuple[int, int, float, float]]
+    scores: list[float],
+    comparisons: list[tuple[int, int, float, float]],
+    of: PreferenceLoss = PLAIN,
+    lengths: tuple[int, ...] = (),
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    """The mean loss, and the scores that it can be differentiated by."""
     scores_N = torch.tensor(scores, dtype=torch.float64, requires_grad=True)
     first, second, p, weight = zip(*comparisons, strict=True)
-    loss = bradley_terry(
-        scores_N,
-        torch.tensor(first),
-        torch.tensor(second),
-        torch.tensor(p, dtype=torch.float64),
-        torch.tensor(weight, dtype=torch.float64),
-    )
-    return loss, scores_N
+    batch: Any = {
+        "first_C": torch.tensor(first),
+        "second_C": torch.tensor(second),
+        "p_first_C": torch.tensor(p, dtype=torch.float64),
+        "weight_C": torch.tensor(weight, dtype=torch.float64),
+        "response_M": torch.tensor([i for i, n in enumerate(lengths) for _ in range(n)]),
+        "reference_N": torch.zeros(len(scores)),
+    }
+    figures = of.figures(scores_N, cast(Batch, batch))
+    return figures["loss"] / sum(weight), scores_N
 
 
 def test_a_hard_label_costs_minus_log_sigmoid_of_the_margin() -> None:
@@ -108,5 +118,49 @@ def test_accuracy_counts_a_tie_of_score_or_label_as_half() -> None:
     scores_N = torch.tensor([1.0, 0.0, 0.0])
     first_C, second_C = torch.tensor([0, 0, 0, 1]), torch.tensor([1, 1, 1, 2])
     p_first_C = torch.tensor([0.9, 0.1, 0.5, 0.9])
-    accuracy = ordering_accuracy(scores_N, first_C, second_C, p_first_C)
-    assert accuracy.item() == pytest.approx((1 + 0 + 0.5 + 0.5) / 4)
+    each_C = as_labelled(scores_N, first_C, second_C, p_first_C)
+    assert each_C.tolist() == [1, 0, 0.5, 0.5]
+
+
+def test_a_certain_label_must_win_by_the_margin_and_a_tie_by_nothing() -> None:
+    of = PreferenceLoss(margin=0.5)
+    for p, shifted in ((1.0, 1.5), (0.5, 2.0), (0.75, 1.75)):
+        with_margin, _ = loss_of([2.0, 0.0], [(0, 1, p, 1.0)], of)
+        plain, _ = loss_of([shifted, 0.0], [(0, 1, p, 1.0)])
+        assert with_margin.item() == pytest.approx(plain.item(), abs=1e-12)
+
+
+def test_label_smoothing_is_the_mean_over_a_flip_of_the_label() -> None:
+    smoothed, _ = loss_of([math.log(3), 0.0], [(0, 1, 1.0, 1.0)], PreferenceLoss(smoothing=0.1))
+    assert smoothed.item() == pytest.approx(0.9 * math.log(4 / 3) + 0.1 * math.log(4), abs=1e-12)
+
+
+def test_the_robust_loss_is_on_average_over_flips_that_of_the_true_label() -> None:
+    flipped = 0.2
+    true, wrong = (
+        loss_of([1.3, 0.0], [(0, 1, p, 1.0)], PreferenceLoss(robust(flipped)))[0].item()
+        for p in (1.0, 0.0)
+    )
+    plain, _ = loss_of([1.3, 0.0], [(0, 1, 1.0, 1.0)])
+    assert 0.8 * true + 0.2 * wrong == pytest.approx(plain.item(), abs=1e-12)
+
+
+def test_ipo_pulls_the_log_ratios_difference_to_half_of_one_by_beta() -> None:
+    beta = 0.1
+    # Scores are beta times log-ratios: h = 7, and the target of a certain label is 5.
+    for p, by_hand in ((1.0, (7 - 5) ** 2), (0.5, 7**2), (0.0, (7 + 5) ** 2)):
+        loss, _ = loss_of([0.7, 0.0], [(0, 1, p, 1.0)], PreferenceLoss(ipo(beta)))
+        assert loss.item() == pytest.approx(by_hand, abs=1e-9)
+
+
+def test_centring_costs_the_square_of_the_sum() -> None:
+    centred, _ = loss_of([2.0, 1.0], [(0, 1, 1.0, 1.0)], PreferenceLoss(centring=0.01))
+    assert centred.item() == pytest.approx(0.31326168751822286 + 0.01 * 9, abs=1e-12)
+
+
+def test_what_is_credited_to_length_need_not_be_in_the_scores() -> None:
+    # The winner is 10 tokens longer: 10 * 0.2 nats of its lead of 3 are its length's.
+    of = PreferenceLoss(length_penalty=0.2)
+    credited, _ = loss_of([1.0, 0.0], [(0, 1, 1.0, 1.0)], of, lengths=(15, 5))
+    plain, _ = loss_of([3.0, 0.0], [(0, 1, 1.0, 1.0)])
+    assert credited.item() == pytest.approx(plain.item(), abs=1e-6)

@@ -9,7 +9,7 @@ from rlaif.errors import SetupError
 from rlaif.train.collate import collate
 from rlaif.train.groups import EncodedGroup, encode, encode_groups
 from rlaif.train.loading import load_causal, load_reward, load_tokenizer
-from rlaif.train.loss import bradley_terry
+from rlaif.train.loss import PreferenceLoss
 from rlaif.train.scorers import DPOScorer, RewardScorer, packing_error, score_groups
 from rlaif.train.tiny import make_tiny
 from rlaif.types import Message, PreferenceGroup, Prompt, WeightedComparison
@@ -234,13 +234,7 @@ def test_the_loss_of_four_responses_is_that_of_their_six_pairs_scored_one_by_one
     group = group_of("Which of the four?")
     for scorer in scorers(tiny):
         batch = collate(encoded(tiny, group), pad, packed=True)
-        together = bradley_terry(
-            scorer(batch),
-            batch["first_C"],
-            batch["second_C"],
-            batch["p_first_C"],
-            batch["weight_C"],
-        )
+        together = PreferenceLoss().of_each(scorer(batch), batch).mean()
         naive = []
         for c in group.comparisons:
             prompt_ids, response_ids = encode(

@@ -157,7 +157,12 @@ def test_losses_and_final_weights_are_trls(
         tokenizer.pad_token = tokenizer.eos_token
         tokenizer.chat_template = tokenizer.chat_template.replace("<|im_end|>\n", "<|im_end|>")
     tokenizer.save_pretrained(start)
-    ours = train(str(start), tmp_path / "ours", batch_groups=batch, accumulation=accumulation)
+    ours = train(
+        str(start),
+        tmp_path / "ours",
+        batch_groups=batch * accumulation,
+        tokens_at_once=4096 if accumulation == 1 else 200,
+    )
     rows = [
         {
             "prompt": [message.model_dump() for message in messages],
@@ -211,13 +216,13 @@ def test_batches_by_their_weight_make_the_loss_of_all_answers_at_once(
         tokens = sum(count for _, count in answers)
         batch: Any = {"target_M": torch.zeros(tokens)}
         scores_N = torch.tensor([log_prob for log_prob, _ in answers], dtype=torch.float64)
-        return LIKELIHOOD.figures(scores_N, batch)["loss"].item(), LIKELIHOOD.weight(batch)
+        return LIKELIHOOD.figures(scores_N, batch)["loss"].item(), int(LIKELIHOOD.weight(batch))
 
     parts = [loss_of(answers) for answers in batches]
     weight = sum(weight for _, weight in parts)
     whole, tokens = loss_of([answer for answers in batches for answer in answers])
     assert weight == tokens
-    assert sum(loss * w / weight for loss, w in parts) == pytest.approx(whole, rel=1e-9)
+    assert sum(loss for loss, _ in parts) / weight == pytest.approx(whole / tokens, rel=1e-9)
 
 
 def test_only_positions_that_predict_the_answer_get_a_gradient(tiny: str) -> None:
@@ -227,11 +232,11 @@ def test_only_positions_that_predict_the_answer_get_a_gradient(tiny: str) -> Non
     model = load_causal(tiny)
     states: list[torch.Tensor] = []
 
-    def remember(_: torch.nn.Module, inputs: tuple[torch.Tensor]) -> None:
-        inputs[0].retain_grad()
-        states.append(inputs[0])
+    def remember(_: torch.nn.Module, inputs: Any, output: Any) -> None:
+        output.last_hidden_state.retain_grad()
+        states.append(output.last_hidden_state)
 
-    model.get_output_embeddings().register_forward_pre_hook(remember)
+    model.base_model.register_forward_hook(remember)
     LIKELIHOOD.figures(LikelihoodScorer(model)(batch), batch)["loss"].backward()
     (state_BTH,) = states
     assert state_BTH.grad is not None

@@ -15,8 +15,9 @@ from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer
 from rlaif.train.collate import collate
 from rlaif.train.groups import EncodedGroup, encode_groups
 from rlaif.train.loading import load_causal, load_reward, load_tokenizer
-from rlaif.train.loss import bradley_terry
+from rlaif.train.loss import Objective, dpo_objective, reward_objective
 from rlaif.train.scorers import DPOScorer, RewardScorer, Scorer, response_log_probs
+from rlaif.train.settings import DPOSettings, RewardSettings
 from rlaif.train.tiny import make_tiny
 from rlaif.types import Message, PreferenceGroup, Prompt, WeightedComparison
 
@@ -106,11 +107,11 @@ def settings(folder: Path) -> dict[str, Any]:
     }
 
 
-def our_loss(scorer: Scorer, encoded: list[EncodedGroup], directory: str) -> torch.Tensor:
+def our_loss(
+    scorer: Scorer, objective: Objective, encoded: list[EncodedGroup], directory: str
+) -> torch.Tensor:
     batch = collate(encoded, load_tokenizer(directory).pad_token_id, packed=True)
-    return bradley_terry(
-        scorer(batch), batch["first_C"], batch["second_C"], batch["p_first_C"], batch["weight_C"]
-    )
+    return objective.figures(scorer(batch), batch)["loss"] / objective.weight(batch)
 
 
 def gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -124,9 +125,22 @@ def assert_same_gradients(ours: torch.nn.Module, theirs: torch.nn.Module) -> Non
         torch.testing.assert_close(gradient, their_gradients[name], rtol=1e-3, atol=1e-5)
 
 
-def test_the_reward_models_loss_and_gradient_are_trls(models: Models, tmp_path: Path) -> None:
+REWARD = RewardSettings(learning_rate=1e-3, epochs=1, batch_groups=4)
+DPO = DPOSettings(learning_rate=1e-3, epochs=1, batch_groups=4, beta=0.3)
+
+
+@pytest.mark.parametrize(
+    ("ours_is", "theirs_is"),
+    [({}, {}), ({"centring": 0.05}, {"center_rewards_coefficient": 0.05})],
+    ids=["plain", "centring"],
+)
+def test_the_reward_models_loss_and_gradient_are_trls(
+    models: Models, tmp_path: Path, ours_is: dict[str, Any], theirs_is: dict[str, Any]
+) -> None:
     trainer = RewardTrainer(
-        model=models.reward, args=RewardConfig(**settings(tmp_path)), train_dataset=rows()
+        model=models.reward,
+        args=RewardConfig(**settings(tmp_path), **theirs_is),
+        train_dataset=rows(),
     )
     batch = next(iter(trainer.get_train_dataloader()))
     theirs = trainer.compute_loss(trainer.model, batch)
@@ -134,19 +148,33 @@ def test_the_reward_models_loss_and_gradient_are_trls(models: Models, tmp_path: 
     tokenizer = load_tokenizer(models.reward)
     scorer = RewardScorer(load_reward(models.reward, tokenizer.pad_token_id, new_head=False))
     encoded = encode_groups(tokenizer, groups(), 1024, as_drawn=False).groups
-    ours = our_loss(scorer, encoded, models.reward)
+    objective = reward_objective(REWARD.model_copy(update=ours_is))
+    ours = our_loss(scorer, objective, encoded, models.reward)
     ours.backward()
     assert ours.item() == pytest.approx(theirs.item(), abs=1e-4)
     assert ours.item() != pytest.approx(0.6931, abs=1e-3)
     assert_same_gradients(scorer.model, trainer.model)
 
 
-def test_dpos_loss_and_gradient_are_trls(models: Models, tmp_path: Path) -> None:
-    beta = 0.3
+@pytest.mark.parametrize(
+    ("ours_is", "theirs_is"),
+    [
+        ({}, {}),
+        (
+            {"loss": "robust", "label_smoothing": 0.1},
+            {"loss_type": ["robust"], "label_smoothing": 0.1},
+        ),
+        ({"loss": "ipo", "length_normalised": True}, {"loss_type": ["ipo"]}),
+    ],
+    ids=["plain", "robust", "ipo"],
+)
+def test_dpos_loss_and_gradient_are_trls(
+    models: Models, tmp_path: Path, ours_is: dict[str, Any], theirs_is: dict[str, Any]
+) -> None:
     trainer = DPOTrainer(
         model=models.moved,
         ref_model=load_causal(models.start),
-        args=DPOConfig(beta=beta, **settings(tmp_path)),
+        args=DPOConfig(beta=DPO.beta, **settings(tmp_path), **theirs_is),
         train_dataset=rows(),
     )
     batch = next(iter(trainer.get_train_dataloader()))
@@ -167,8 +195,11 @@ def test_dpos_loss_and_gradient_are_trls(models: Models, tmp_path: Path) -> None
             )
             for group in encoded
         ]
-    scorer = DPOScorer(load_causal(models.moved), beta)
-    ours = our_loss(scorer, encoded, models.start)
+    chosen = DPOSettings.model_validate({**DPO.model_dump(), **ours_is})
+    scorer = DPOScorer(
+        load_causal(models.moved), chosen.beta, length_normalised=chosen.length_normalised
+    )
+    ours = our_loss(scorer, dpo_objective(chosen), encoded, models.start)
     ours.backward()
     assert ours.item() == pytest.approx(theirs.item(), abs=1e-4)
     assert ours.item() != pytest.approx(0.6931, abs=1e-3)

@@ -84,7 +84,7 @@ def _steps(
     splits = split_by_prompt((p.id for p in prompts), config.pairs.test_fraction, config.seed)
     train = sum(side == "train" for side in splits.values())
     batches = math.ceil(train / section.batch_groups)
-    return max(math.ceil(batches * section.epochs / section.accumulation), 1)
+    return float(max(math.ceil(batches * section.epochs), 1))
 
 
 def _part(directory: Path, name: str) -> dict[str, Any] | None:

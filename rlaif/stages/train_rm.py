@@ -7,12 +7,12 @@ from pydantic import Field
 from rlaif.evaluate.schema import RewardModelSection
 from rlaif.progress import say
 from rlaif.stages._training import OnStep, ScoreRows, start_weights, train
-from rlaif.train.settings import TrainSettings
+from rlaif.train.settings import RewardSettings
 from rlaif.types import PreferenceGroup
 from rlaif.workspace import Workspace
 
 
-class RewardModelConfig(TrainSettings):
+class RewardModelConfig(RewardSettings):
     """How the reward model is trained."""
 
     base: str | None = None
@@ -22,7 +22,7 @@ class RewardModelConfig(TrainSettings):
     epochs: float = Field(default=1.0, gt=0.0)
     """Passes over the groups; a fraction stops inside a pass."""
     batch_groups: int = Field(default=4, gt=0)
-    """Groups scored at once; memory grows with it."""
+    """Groups of one optimiser step."""
 
 
 async def run(config: RewardModelConfig, policy: str, work: Workspace) -> None:

@@ -30,7 +30,7 @@ class SFTConfig(TrainSettings):
     epochs: float = Field(default=1.0, gt=0.0)
     """Passes over the examples; a fraction stops inside a pass."""
     batch_groups: int = Field(default=4, gt=0)
-    """Examples trained on at once; memory grows with it."""
+    """Examples of one optimiser step."""
 
 
 async def run(config: SFTConfig, policy: str, work: Workspace) -> None:

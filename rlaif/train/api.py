@@ -5,17 +5,17 @@ from __future__ import annotations
 import dataclasses
 import functools
 import gc
-import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 import torch
-from transformers import PreTrainedTokenizerBase, TrainingArguments, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
+from rlaif.errors import SetupError
 from rlaif.train.collate import Batch
+from rlaif.train.fitting import OnLog, OnStep, TrainResult, fit
 from rlaif.train.groups import (
     EncodedGroup,
     EncodedGroups,
@@ -24,50 +24,34 @@ from rlaif.train.groups import (
     encode_groups,
     encode_sample,
     fitting,
+    one_vote,
 )
 from rlaif.train.loading import device, load_causal, load_reward, load_tokenizer, pad_id, quiet
-from rlaif.train.loss import LIKELIHOOD, PREFERENCES, Objective
+from rlaif.train.lora import Adapted
+from rlaif.train.loss import LIKELIHOOD, dpo_objective, reward_objective
 from rlaif.train.saving import check_target, written_whole
 from rlaif.train.scorers import (
     PACKING_TOLERANCE,
     DPOScorer,
     LikelihoodScorer,
     RewardScorer,
-    Scorer,
+    head_error,
     packing_error,
     response_log_probs,
     score_groups,
 )
-from rlaif.train.settings import TrainSettings
+from rlaif.train.settings import (
+    DPOSettings,
+    Precision,
+    PreferenceSettings,
+    RewardSettings,
+    TrainSettings,
+)
 from rlaif.train.sft import SFTExample, SFTLoss
-from rlaif.train.trainer import GroupTrainer, check_finite
 from rlaif.types import PreferenceGroup, Prompt
 
-OnStep = Callable[[int, int, Mapping[str, float]], None]
-OnLog = Callable[[str], None]
 P = ParamSpec("P")
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """What a training run did. `losses` and `accuracies` have one entry an optimiser step."""
-
-    steps: int
-    losses: list[float]
-    """Nats a comparison; of SFT, nats a token."""
-    accuracies: list[float]
-    """Share of comparisons in the batch that the scores order as labelled, before the step; empty
-    for SFT, which compares nothing."""
-    seconds: float
-    """From loading the base to the last step."""
-    groups: int
-    """Groups trained on: those that kept two responses and a comparison between them; of SFT,
-    examples."""
-    dropped_responses: int
-    """Responses longer than `max_length`, or without a token."""
-    response_tokens: int
-    """Tokens of all responses trained on, each counted once whatever the epochs."""
 
 
 def _gives_memory_back(function: Callable[P, T]) -> Callable[P, T]:
@@ -90,7 +74,7 @@ def _gives_memory_back(function: Callable[P, T]) -> Callable[P, T]:
 def train_reward_model(
     base: str,
     groups: Sequence[PreferenceGroup],
-    settings: TrainSettings,
+    settings: RewardSettings,
     seed: int,
     out: Path,
     on_step: OnStep,
@@ -99,19 +83,25 @@ def train_reward_model(
     """Trains a reward model on a base (or reward) model and writes it to `out`.
 
     `out` becomes a plain `AutoModelForSequenceClassification` directory with one label and its
-    tokenizer; an earlier model there is replaced at the end. The same seed gives the same weights
-    on the same machine. Raises SetupError for a base that is no model, groups without a trainable
-    comparison or an unwritable `out`, and TrainingDiverged for a loss that is not finite.
+    tokenizer; an earlier model there is replaced at the end. Adapters are merged into it, and stand
+    by themselves in its folder `adapter`. Killed and called again with the same arguments it goes
+    on from its last checkpoint. The same seed gives the same weights on the same machine. Raises
+    SetupError for a base that is no model, groups without a trainable comparison or an unwritable
+    `out`, and TrainingDiverged for a loss that is not finite.
     """
     began = time.monotonic()
     check_target(out)
     set_seed(seed)
     tokenizer = load_tokenizer(base)
-    encoded = encode_groups(tokenizer, groups, settings.max_length, as_drawn=False)
-    scorer = RewardScorer(load_reward(base, pad_id(tokenizer), new_head=True))
+    encoded = _encoded(tokenizer, groups, settings, as_drawn=False)
+    model, adapted = _trainable(load_reward(base, pad_id(tokenizer), new_head=True), settings)
+    scorer = RewardScorer(model)
     packed = _packs(scorer, encoded.groups, pad_id(tokenizer), on_log)
-    result = _train(scorer, PREFERENCES, encoded, tokenizer, settings, seed, packed, on_step, began)
-    _save(scorer, tokenizer, out)
+    objective = reward_objective(settings)
+    result = fit(
+        scorer, objective, encoded, tokenizer, settings, seed, packed, out, on_step, on_log, began
+    )
+    _save(model, adapted, tokenizer, out)
     return result
 
 
@@ -119,17 +109,18 @@ def train_reward_model(
 def train_dpo(
     base: str,
     groups: Sequence[PreferenceGroup],
-    settings: TrainSettings,
-    beta: float,
+    settings: DPOSettings,
     seed: int,
     out: Path,
     on_step: OnStep,
     on_log: OnLog,
+    references: Sequence[Sequence[float | None]] | None = None,
 ) -> TrainResult:
     """Trains a policy by DPO from `base`, which is also its reference, and writes it to `out`.
 
-    The reference's log-probabilities are computed once, before the first step, by the weights that
-    training starts from: no second model is held. A response that the token limit cut is trained
+    `references`: log pi_ref of each group's responses in nats, as `response_logprobs` gives them
+    for `base` with the groups' `ended`; None: they are computed here, once, by the weights that
+    training starts from. No second model is held. A response that the token limit cut is trained
     on without an end, because the policy drew none. Otherwise as `train_reward_model`; `out`
     becomes a plain `AutoModelForCausalLM` directory.
     """
@@ -137,27 +128,24 @@ def train_dpo(
     check_target(out)
     set_seed(seed)
     tokenizer = load_tokenizer(base)
-    encoded = encode_groups(tokenizer, groups, settings.max_length, as_drawn=True)
-    scorer = DPOScorer(load_causal(base), beta)
+    encoded = _encoded(tokenizer, groups, settings, as_drawn=True, references=references)
+    model, adapted = _trainable(_policy(base), settings)
+    scorer = DPOScorer(
+        model,
+        settings.beta,
+        reference=settings.reference,
+        length_normalised=settings.length_normalised,
+    )
     packed = _packs(scorer, encoded.groups, pad_id(tokenizer), on_log)
-    responses = sum(len(group.response_ids) for group in encoded.groups)
-    on_log(f"scoring {responses} responses under the start policy")
-    with torch.autocast(device().type, dtype=torch.bfloat16, enabled=settings.dtype == "bfloat16"):
-        references = score_groups(
-            functools.partial(response_log_probs, scorer.model),
-            encoded.groups,
-            pad_id(tokenizer),
-            packed=packed,
-            device=device(),
-            on_group=lambda done, total: None,
-        )
-    with_reference = [
-        dataclasses.replace(group, reference_K=reference_K)
-        for group, reference_K in zip(encoded.groups, references, strict=True)
-    ]
-    encoded = dataclasses.replace(encoded, groups=with_reference)
-    result = _train(scorer, PREFERENCES, encoded, tokenizer, settings, seed, packed, on_step, began)
-    _save(scorer, tokenizer, out)
+    if settings.reference and references is None:
+        responses = sum(len(group.response_ids) for group in encoded.groups)
+        on_log(f"scoring {responses} responses under the start policy")
+        encoded = _with_references(model, encoded, tokenizer, settings, packed=packed)
+    objective = dpo_objective(settings)
+    result = fit(
+        scorer, objective, encoded, tokenizer, settings, seed, packed, out, on_step, on_log, began
+    )
+    _save(model, adapted, tokenizer, out)
     return result
 
 
@@ -184,9 +172,13 @@ def train_sft(
     encoded = encode_examples(tokenizer, examples, settings.max_length)
     if encoded.dropped_responses:
         on_log(f"{encoded.dropped_responses} examples are empty or too long and are left out")
-    scorer = LikelihoodScorer(load_causal(base))
-    result = _train(scorer, LIKELIHOOD, encoded, tokenizer, settings, seed, False, on_step, began)
-    _save(scorer, tokenizer, out)
+    model, adapted = _trainable(_policy(base), settings)
+    scorer = LikelihoodScorer(model)
+    packed = _packs(scorer, encoded.groups, pad_id(tokenizer), on_log)
+    result = fit(
+        scorer, LIKELIHOOD, encoded, tokenizer, settings, seed, packed, out, on_step, on_log, began
+    )
+    _save(model, adapted, tokenizer, out)
     return result
 
 
@@ -218,22 +210,24 @@ def response_logprobs(
     max_length: int,
     on_step: OnStep,
     ended: Sequence[Sequence[bool]] | None = None,
+    dtype: Precision = "float32",
 ) -> list[list[float | None]]:
     """log pi(response | prompt) in nats, summed over the response's tokens, its end included where
-    it `ended` (one flag a response; None: all did).
+    it `ended` (one flag a response; None: all did). `dtype`: of the forward pass.
 
     None if it is longer than `max_length` with its prompt, or has no token. Raises SetupError if
     `model_dir` is no causal model.
     """
     tokenizer = load_tokenizer(model_dir)
-    score = functools.partial(response_log_probs, load_causal(model_dir))
+    score = functools.partial(response_log_probs, _policy(model_dir))
     if ended is None:
         ended = [(True,) * len(responses) for _, responses in items]
     encoded = [
         encode(tokenizer, prompt, responses, ended_K)
         for (prompt, responses), ended_K in zip(items, ended, strict=True)
     ]
-    return _score_items(score, tokenizer, encoded, max_length, on_step)
+    with _in(dtype):
+        return _score_items(score, tokenizer, encoded, max_length, on_step)
 
 
 @_gives_memory_back
@@ -247,7 +241,7 @@ def sft_loss(
     model.
     """
     tokenizer = load_tokenizer(model_dir)
-    score = functools.partial(response_log_probs, load_causal(model_dir))
+    score = functools.partial(response_log_probs, _policy(model_dir))
     encoded = [encode(tokenizer, e.prompt, [e.text], [e.ended]) for e in examples]
     log_probs = _score_items(score, tokenizer, encoded, max_length, on_step)
     return [
@@ -270,69 +264,76 @@ def sampled_logprobs(
     None for a sample without a token or longer than `max_length`.
     """
     tokenizer = load_tokenizer(model_dir)
-    score = functools.partial(response_log_probs, load_causal(model_dir))
+    score = functools.partial(response_log_probs, _policy(model_dir))
     encoded = [encode_sample(tokenizer, prompt, text, ended) for prompt, text, ended in samples]
     return [value for (value,) in _score_items(score, tokenizer, encoded, max_length, on_step)]
 
 
-def _train(
-    scorer: Scorer,
-    objective: Objective,
+def _encoded(
+    tokenizer: PreTrainedTokenizerBase,
+    groups: Sequence[PreferenceGroup],
+    settings: PreferenceSettings,
+    *,
+    as_drawn: bool,
+    references: Sequence[Sequence[float | None]] | None = None,
+) -> EncodedGroups:
+    encoded = encode_groups(
+        tokenizer, groups, settings.max_length, as_drawn=as_drawn, references=references
+    )
+    if settings.vote == "comparison":
+        return encoded
+    return dataclasses.replace(encoded, groups=[one_vote(group) for group in encoded.groups])
+
+
+def _trainable(
+    model: PreTrainedModel, settings: TrainSettings
+) -> tuple[PreTrainedModel, Adapted | None]:
+    """The model to train, and the adapters that were put into it."""
+    if settings.lora is None:
+        return model, None
+    adapted = Adapted(model, settings.lora)
+    return adapted.model, adapted
+
+
+def _in(dtype: Precision) -> torch.autocast:
+    return torch.autocast(device().type, dtype=torch.bfloat16, enabled=dtype == "bfloat16")
+
+
+def _with_references(
+    model: PreTrainedModel,
     encoded: EncodedGroups,
     tokenizer: PreTrainedTokenizerBase,
-    settings: TrainSettings,
-    seed: int,
+    settings: DPOSettings,
+    *,
     packed: bool,
-    on_step: OnStep,
-    began: float,
-) -> TrainResult:
-    if settings.gradient_checkpointing:
-        scorer.model.gradient_checkpointing_enable({"use_reentrant": False})
-    with quiet(), tempfile.TemporaryDirectory(prefix="rlaif-") as scratch:
-        trainer = GroupTrainer(
-            scorer,
-            objective,
+) -> EncodedGroups:
+    with _in(settings.dtype):
+        references = score_groups(
+            functools.partial(response_log_probs, model),
             encoded.groups,
-            _arguments(settings, seed, scratch),
             pad_id(tokenizer),
             packed=packed,
-            on_step=on_step,
+            device=device(),
+            on_group=lambda done, total: None,
         )
-        trainer.train()
-    check_finite(scorer)
-    return TrainResult(
-        steps=trainer.state.global_step,
-        losses=[figures["loss"] for figures in trainer.steps],
-        accuracies=[figures["accuracy"] for figures in trainer.steps if "accuracy" in figures],
-        seconds=time.monotonic() - began,
-        groups=len(encoded.groups),
-        dropped_responses=encoded.dropped_responses,
-        response_tokens=sum(len(ids) for group in encoded.groups for ids in group.response_ids),
-    )
+    with_reference = [
+        dataclasses.replace(group, reference_K=reference_K)
+        for group, reference_K in zip(encoded.groups, references, strict=True)
+    ]
+    return dataclasses.replace(encoded, groups=with_reference)
 
 
-def _arguments(settings: TrainSettings, seed: int, scratch: str) -> TrainingArguments:
-    accelerated = torch.accelerator.is_available()
-    return TrainingArguments(
-        output_dir=scratch,
-        learning_rate=settings.learning_rate,
-        num_train_epochs=settings.epochs,
-        per_device_train_batch_size=settings.batch_groups,
-        gradient_accumulation_steps=settings.accumulation,
-        # Below 1 the Trainer reads a share of the steps.
-        warmup_steps=settings.warmup_ratio,
-        weight_decay=settings.weight_decay,
-        max_grad_norm=settings.max_grad_norm,
-        bf16=settings.dtype == "bfloat16",
-        use_cpu=not accelerated,
-        dataloader_pin_memory=accelerated,
-        seed=seed,
-        save_strategy="no",
-        logging_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        remove_unused_columns=False,
-    )
+def _policy(name: str) -> PreTrainedModel:
+    """A causal model whose log-probabilities we compute as it does itself. Raises SetupError."""
+    model = load_causal(name)
+    error = head_error(model, device())
+    if error > PACKING_TOLERANCE:
+        raise SetupError(
+            f"{name}: {type(model).__name__} changes its logits in a way that is not known here "
+            f"(they differ by {error:.1e} of the largest)",
+            fix="take another base model, and report this one",
+        )
+    return model
 
 
 def _packs(
@@ -397,7 +398,15 @@ def _score_items(
     return results
 
 
-def _save(scorer: Scorer, tokenizer: PreTrainedTokenizerBase, out: Path) -> None:
+def _save(
+    model: PreTrainedModel,
+    adapted: Adapted | None,
+    tokenizer: PreTrainedTokenizerBase,
+    out: Path,
+) -> None:
     with quiet(), written_whole(out) as new:
-        scorer.model.save_pretrained(new)
+        if adapted is not None:
+            adapted.save(new / "adapter")
+            model = adapted.merged()
+        model.save_pretrained(new)
         tokenizer.save_pretrained(new)

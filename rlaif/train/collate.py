@@ -1,4 +1,4 @@
-"""Batches of groups: packed (one row a group) or unpacked (one row a response).
+"""Batches of groups: packed (rows of whole groups) or unpacked (one row a response).
 
 Both give the same index interface, so a scorer does not know which it reads. B rows, T columns,
 N responses, M response tokens, C comparisons.
@@ -6,7 +6,8 @@ N responses, M response tokens, C comparisons.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import dataclasses
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NotRequired, TypedDict
 
 import torch
@@ -19,7 +20,7 @@ class Batch(TypedDict):
 
     input_ids_BT: torch.Tensor
     mask: torch.Tensor
-    """Packed: (B, 1, T, T), added to the attention logits. Unpacked: (B, T), 1 for a token."""
+    """Packed: (B, 1, T, T), true where a query may see a key. Unpacked: (B, T), 1 for a token."""
     position_ids_BT: NotRequired[torch.Tensor]
     """Packed only: positions restart after the prompt for each response."""
     last_row_N: torch.Tensor
@@ -38,35 +39,182 @@ class Batch(TypedDict):
     weight_C: torch.Tensor
 
 
+class SplitGroup(TypedDict):
+    """A group of more tokens than may be computed at once."""
+
+    whole: Batch
+    """The comparisons; its tokens are not computed."""
+    parts: list[Batch]
+    """The responses in order, a few to a part, without comparisons."""
+
+
+class Step(TypedDict):
+    """The groups of one optimiser step, in parts that are computed one after the other."""
+
+    parts: list[Batch]
+    split: list[SplitGroup]
+    names: list[list[str]]
+    """The prompts of each part, and then of each split group."""
+
+
+def collate_step(
+    groups: Sequence[EncodedGroup], pad_token_id: int, tokens_at_once: int, *, packed: bool
+) -> Step:
+    """The parts of a step, of at most `tokens_at_once` tokens each, padding included; a prompt and
+    one response are never divided."""
+    fit = [_tokens(group, packed=packed) <= tokens_at_once for group in groups]
+    whole = [group for group, fits in zip(groups, fit, strict=True) if fits]
+    large = [group for group, fits in zip(groups, fit, strict=True) if not fits]
+    parts = [[whole[i] for i in part] for part in in_parts(whole, tokens_at_once, packed=packed)]
+    return Step(
+        parts=[collate(part, pad_token_id, packed=packed) for part in parts],
+        split=[
+            SplitGroup(
+                whole=collate([group], pad_token_id, packed=False),
+                parts=[
+                    collate([piece], pad_token_id, packed=packed)
+                    for piece in _pieces(group, tokens_at_once, packed=packed)
+                ],
+            )
+            for group in large
+        ],
+        names=[*([group.name for group in part] for part in parts), *([g.name] for g in large)],
+    )
+
+
+def in_parts(
+    groups: Sequence[EncodedGroup], tokens_at_once: int, *, packed: bool
+) -> Iterator[list[int]]:
+    """Indices of the groups in parts of like lengths, longest first, of at most `tokens_at_once`
+    tokens with their padding; a larger group is a part by itself."""
+    longest_first = sorted(
+        range(len(groups)),
+        key=lambda i: -(groups[i].packed_length if packed else groups[i].longest),
+    )
+    part: list[int] = []
+    rows = _Rows(packed=packed)
+    for i in longest_first:
+        if part and rows.tokens_with(groups[i]) > tokens_at_once:
+            yield part
+            part, rows = [], _Rows(packed=packed)
+        rows.add(groups[i])
+        part.append(i)
+    if part:
+        yield part
+
+
+class _Rows:
+    """Rows of groups, as wide as the first group that is added: that must be the longest. A packed
+    row takes groups as long as they fit, so that little of it is padding."""
+
+    def __init__(self, *, packed: bool) -> None:
+        self._packed = packed
+        self._width = 0
+        self.rows: list[list[int]] = []
+        """Which groups stand in each row, by the order in which they were added."""
+        self._left: list[int] = []
+        self._added = 0
+
+    def tokens_with(self, group: EncodedGroup) -> int:
+        """Tokens, padding included, with one more group."""
+        if not self._packed:
+            return (len(self.rows) + len(group.response_ids)) * max(self._width, group.longest)
+        new = self._place(group.packed_length) is None
+        return (len(self.rows) + new) * max(self._width, group.packed_length)
+
+    def add(self, group: EncodedGroup) -> None:
+        if not self._packed:
+            self._width = max(self._width, group.longest)
+            self.rows += [[self._added]] * len(group.response_ids)
+        else:
+            length = group.packed_length
+            self._width = max(self._width, length)
+            place = self._place(length)
+            if place is None:
+                place = len(self.rows)
+                self.rows.append([])
+                self._left.append(self._width)
+            self.rows[place].append(self._added)
+            self._left[place] -= length
+        self._added += 1
+
+    def _place(self, length: int) -> int | None:
+        return next((i for i, left in enumerate(self._left) if left >= length), None)
+
+
+def _tokens(group: EncodedGroup, *, packed: bool) -> int:
+    return group.packed_length if packed else group.longest * len(group.response_ids)
+
+
+def _pieces(group: EncodedGroup, tokens_at_once: int, *, packed: bool) -> Iterator[EncodedGroup]:
+    """The group's responses in order, without their comparisons, as many to a piece as fit."""
+    ks: list[int] = []
+    for k in range(len(group.response_ids)):
+        if ks and _tokens(_some(group, [*ks, k]), packed=packed) > tokens_at_once:
+            yield _some(group, ks)
+            ks = []
+        ks.append(k)
+    yield _some(group, ks)
+
+
+def _some(group: EncodedGroup, ks: Sequence[int]) -> EncodedGroup:
+    return dataclasses.replace(
+        group,
+        response_ids=[group.response_ids[k] for k in ks],
+        reference_K=tuple(group.reference_K[k] for k in ks),
+        comparisons=(),
+    )
+
+
 def collate(groups: Sequence[EncodedGroup], pad_token_id: int, *, packed: bool) -> Batch:
     """A batch of groups; responses are numbered through in the order of the groups."""
-    rows: list[list[int]] = []
-    blocks: list[list[int]] = []
-    positions: list[list[int]] = []
+    longest_first = sorted(range(len(groups)), key=lambda i: -groups[i].packed_length)
+    arranged = _Rows(packed=True)
+    for i in longest_first if packed else ():
+        arranged.add(groups[i])
+    row_of = {longest_first[i]: row for row, those in enumerate(arranged.rows) for i in those}
+    rows: list[list[int]] = [[] for _ in arranged.rows]
+    owners: list[list[int]] = [[] for _ in arranged.rows]
+    blocks: list[list[int]] = [[] for _ in arranged.rows]
+    positions: list[list[int]] = [[] for _ in arranged.rows]
     last: list[tuple[int, int]] = []
     tokens: list[tuple[int, int, int, int]] = []
     comparisons: list[tuple[int, int, float, float]] = []
-    for group in groups:
+    for number, group in enumerate(groups):
         offset, length = len(last), len(group.prompt_ids)
         comparisons += [
             (offset + c.first, offset + c.second, c.p_first, c.weight) for c in group.comparisons
         ]
+        row = begin = 0
         for k, ids in enumerate(group.response_ids):
+            if not packed:
+                row, begin = len(rows), 0
+                for lists in (rows, owners, blocks, positions):
+                    lists.append([])
+            elif k == 0:
+                row = row_of[number]
+                begin = len(rows[row])
             if k == 0 or not packed:
-                rows.append(list(group.prompt_ids))
-                blocks.append([0] * length)
-                positions.append(list(range(length)))
-            row, start = len(rows) - 1, len(rows[-1])
-            rows[-1] += ids
-            blocks[-1] += [k + 1] * len(ids)
-            positions[-1] += range(length, length + len(ids))
-            columns = [*range(length), *range(start, start + len(ids))]
+                rows[row] += group.prompt_ids
+                blocks[row] += [0] * length
+                positions[row] += range(length)
+                owners[row] += [number] * length
+            start = len(rows[row])
+            rows[row] += ids
+            blocks[row] += [k + 1] * len(ids)
+            positions[row] += range(length, length + len(ids))
+            owners[row] += [number] * len(ids)
+            columns = [*range(begin, begin + length), *range(start, start + len(ids))]
             last.append((row, columns[_last_token([*group.prompt_ids, *ids], pad_token_id)]))
             for i, target in enumerate(ids):
                 tokens.append((row, columns[length + i - 1], target, offset + k))
     batch = Batch(
         input_ids_BT=_padded(rows, pad_token_id),
-        mask=_packed_mask(_padded(blocks, -1)) if packed else (_padded(blocks, -1) >= 0).long(),
+        mask=(
+            _packed_mask(_padded(owners, -1), _padded(blocks, 0))
+            if packed
+            else (_padded(owners, -1) >= 0).long()
+        ),
         last_row_N=_indices(row for row, _ in last),
         last_column_N=_indices(column for _, column in last),
         row_M=_indices(row for row, _, _, _ in tokens),
@@ -99,12 +247,13 @@ def _last_token(ids: list[int], pad_token_id: int) -> int:
     return next((i for i in reversed(range(len(ids))) if ids[i] != pad_token_id), 0)
 
 
-def _packed_mask(block_BT: torch.Tensor) -> torch.Tensor:
-    """Block 0 is the prompt, k + 1 the k-th response, -1 padding: see the prompt and yourself."""
-    query_BT1, key_B1T = block_BT.unsqueeze(2), block_BT.unsqueeze(1)
+def _packed_mask(owner_BT: torch.Tensor, block_BT: torch.Tensor) -> torch.Tensor:
+    """Block 0 is a prompt, k + 1 its k-th response; owner -1 is padding. A token sees its group's
+    prompt and its own response, up to itself; padding sees padding, because a row that sees nothing
+    would give NaN."""
     width = block_BT.shape[1]
     causal_TT = torch.ones(width, width, dtype=torch.bool).tril()
-    # Padding sees padding: a row that sees nothing would give NaN.
-    seen_BTT = causal_TT & ((key_B1T == 0) | (key_B1T == query_BT1))
-    mask_BTT = torch.zeros(seen_BTT.shape).masked_fill(~seen_BTT, torch.finfo(torch.float32).min)
-    return mask_BTT.unsqueeze(1)
+    same_group_BTT = owner_BT.unsqueeze(2) == owner_BT.unsqueeze(1)
+    key_B1T = block_BT.unsqueeze(1)
+    seen_BTT = causal_TT & same_group_BTT & ((key_B1T == 0) | (key_B1T == block_BT.unsqueeze(2)))
+    return seen_BTT.unsqueeze(1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from transformers import PreTrainedTokenizerBase
 
@@ -24,6 +24,8 @@ class EncodedGroup:
     """Indices are into `response_ids`."""
     reference_K: tuple[float, ...]
     """log pi_ref of each response, in nats; zeros where there is no reference."""
+    name: str = ""
+    """The prompt's id."""
 
     @property
     def packed_length(self) -> int:
@@ -98,16 +100,18 @@ def encode_groups(
     max_length: int,
     *,
     as_drawn: bool,
+    references: Sequence[Sequence[float | None]] | None = None,
 ) -> EncodedGroups:
     """Encodes groups; a response that is too long is dropped with its comparisons, never cut.
 
     `as_drawn` leaves the end-of-turn off the responses that a token limit cut: a policy must not
     learn to end there. Without it every response is a whole conversation, which is what a reward
-    model is asked about. A group with fewer than two responses or no comparison left is dropped.
-    Raises SetupError if none remains, or as `encode` does.
+    model is asked about. `references`: log pi_ref of each group's responses, None for one that is
+    too long. A group with fewer than two responses or no comparison left is dropped. Raises
+    SetupError if none remains, or as `encode` does.
     """
     encoded, dropped = [], 0
-    for group in groups:
+    for number, group in enumerate(groups):
         ended = group.ended if as_drawn else (True,) * len(group.responses)
         prompt_ids, response_ids = encode(tokenizer, group.prompt, group.responses, ended)
         fits = fitting(prompt_ids, response_ids, max_length)
@@ -120,7 +124,12 @@ def encode_groups(
         )
         if comparisons:
             kept = [response_ids[k] for k in place]
-            encoded.append(EncodedGroup(prompt_ids, kept, comparisons, (0.0,) * len(kept)))
+            reference_K = (
+                (0.0,) * len(kept) if references is None else _known(references[number], place)
+            )
+            encoded.append(
+                EncodedGroup(prompt_ids, kept, comparisons, reference_K, group.prompt.id)
+            )
     if not encoded:
         raise SetupError(
             f"no group is left to train on: {dropped} responses are empty or longer than "
@@ -145,7 +154,7 @@ def encode_examples(
     for prompt, text, ended in examples:
         prompt_ids, response_ids = encode(tokenizer, prompt, [text], [ended])
         if all(fitting(prompt_ids, response_ids, max_length)):
-            encoded.append(EncodedGroup(prompt_ids, response_ids, (), (0.0,)))
+            encoded.append(EncodedGroup(prompt_ids, response_ids, (), (0.0,), prompt.id))
         else:
             dropped += 1
     if not encoded:
@@ -158,6 +167,21 @@ def encode_examples(
             fix="raise max_length" if dropped else "revise some answers first",
         )
     return EncodedGroups(encoded, dropped)
+
+
+def one_vote(group: EncodedGroup) -> EncodedGroup:
+    """The group with the weights of its comparisons adding up to 1 (Ouyang et al. 2022, eq. 1)."""
+    total = sum(c.weight for c in group.comparisons)
+    weighted = tuple(c.model_copy(update={"weight": c.weight / total}) for c in group.comparisons)
+    return replace(group, comparisons=weighted)
+
+
+def _known(reference_K: Sequence[float | None], ks: Iterable[int]) -> tuple[float, ...]:
+    values = [reference_K[k] for k in ks]
+    known = tuple(value for value in values if value is not None)
+    if len(known) != len(values):
+        raise ValueError("a response that fits has no reference: it was scored under another limit")
+    return known
 
 
 def fitting(prompt_ids: list[int], response_ids: list[list[int]], max_length: int) -> list[bool]:

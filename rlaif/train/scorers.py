@@ -9,14 +9,18 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from rlaif.errors import SetupError
-from rlaif.train.collate import Batch, collate
+from rlaif.train.collate import Batch, collate, in_parts
 from rlaif.train.groups import EncodedGroup
+from rlaif.train.loss import tokens_of_each
 
 TOKENS_AT_ONCE = 4096
 """Padded tokens scored in one batch without gradients."""
+LOGITS_AT_ONCE = 2**26
+"""Logits held at once, in float32 a quarter of a GiB."""
 PACKING_TOLERANCE = 1e-3
 """Relative to the largest score."""
 
@@ -63,29 +67,90 @@ class LikelihoodScorer(Scorer):
 
 
 class DPOScorer(Scorer):
-    """beta (log pi(y|x) - log pi_ref(y|x)): Rafailov et al. (2023), section 4."""
+    """beta (log pi(y|x) - log pi_ref(y|x)): Rafailov et al. (2023), section 4.
 
-    def __init__(self, model: PreTrainedModel, beta: float) -> None:
+    Without a reference beta log pi(y|x), and by the response's tokens where `length_normalised`:
+    both together are SimPO's score, Meng et al. (2024), eq. 4.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        beta: float,
+        *,
+        reference: bool = True,
+        length_normalised: bool = False,
+    ) -> None:
         super().__init__(model)
         self.beta = beta
+        self._reference = reference
+        self._length_normalised = length_normalised
 
     def forward(self, batch: Batch) -> torch.Tensor:
-        return self.beta * (response_log_probs(self.model, batch) - batch["reference_N"])
+        ratio_N = response_log_probs(self.model, batch)
+        if self._reference:
+            ratio_N = ratio_N - batch["reference_N"]
+        if self._length_normalised:
+            ratio_N = ratio_N / tokens_of_each(batch)
+        return self.beta * ratio_N
 
 
 def response_log_probs(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
-    """log pi(y|x) of each response, the sum over its tokens, (N,), float32, in nats."""
+    """log pi(y|x) of each response, the sum over its tokens, (N,), float32, in nats.
+
+    Only the positions that predict a response's token are projected onto the vocabulary, some
+    `LOGITS_AT_ONCE` logits at a time; further ones are computed again for the gradient.
+    """
     head: nn.Module = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    hidden_BTH = model.base_model(**_inputs(batch)).last_hidden_state
+    hidden_MH = hidden_BTH[batch["row_M"], batch["column_M"]]
+    vocabulary = model.config.get_text_config().vocab_size
+    rows = max(1, LOGITS_AT_ONCE // vocabulary)
+    shape = logit_shape(model)
 
-    def at_response_positions(_: nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
-        return (inputs[0][batch["row_M"], batch["column_M"]].unsqueeze(0),)
+    def of(hidden_MH: torch.Tensor, target_M: torch.Tensor) -> torch.Tensor:
+        logits_MV = shape(head(hidden_MH).float())
+        return -F.cross_entropy(logits_MV, target_M, reduction="none")
 
-    # Picked in front of the head, so that prompts cost no logits and whatever the model does to
-    # its logits afterwards (scaling, soft caps) still happens.
-    with head.register_forward_pre_hook(at_response_positions):
-        logits_MV = model(**_inputs(batch)).logits.squeeze(0)
-    log_prob_M = -F.cross_entropy(logits_MV.float(), batch["target_M"], reduction="none")
+    pieces = list(
+        zip(torch.split(hidden_MH, rows), torch.split(batch["target_M"], rows), strict=True)
+    )
+    again = len(pieces) > 1 and torch.is_grad_enabled()
+    log_prob_M = torch.cat(
+        [
+            checkpoint(of, hidden, target, use_reentrant=False) if again else of(hidden, target)
+            for hidden, target in pieces
+        ]
+    )
     return torch.zeros_like(batch["reference_N"]).index_add(0, batch["response_M"], log_prob_M)
+
+
+def logit_shape(model: PreTrainedModel) -> Callable[[torch.Tensor], torch.Tensor]:
+    """What a model does to its logits behind the head: Gemma caps them, Cohere and Granite scale
+    them. `head_error` tells whether this is all that it does."""
+    config: Any = model.config.get_text_config()
+    values = config.to_dict()
+    cap = values.get("final_logit_softcapping")
+    scale = (values.get("logit_scale") or 1.0) / (values.get("logits_scaling") or 1.0)
+
+    def shaped(logits_MV: torch.Tensor) -> torch.Tensor:
+        logits_MV = logits_MV * scale if scale != 1.0 else logits_MV
+        return cap * torch.tanh(logits_MV / cap) if cap else logits_MV
+
+    return shaped
+
+
+def head_error(model: PreTrainedModel, device: torch.device) -> float:
+    """Largest difference between what we make of a model's last hidden states and its own logits,
+    relative to the largest."""
+    config = model.config.get_text_config()
+    ids_1T = torch.arange(min(16, config.vocab_size), device=device).unsqueeze(0)
+    head: nn.Module = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    with torch.no_grad():
+        hidden = model.base_model(input_ids=ids_1T, use_cache=False).last_hidden_state
+        ours = logit_shape(model)(head(hidden).float())
+        own = model(input_ids=ids_1T, use_cache=False).logits.float()
+    return float((ours - own).abs().max() / own.abs().max())
 
 
 def score_groups(
@@ -98,16 +163,12 @@ def score_groups(
     on_group: Callable[[int, int], None],
 ) -> list[tuple[float, ...]]:
     """Scores of all groups without gradients, in the order given; like lengths run together."""
-    size = [g.packed_length if packed else g.longest * len(g.response_ids) for g in groups]
-    order = sorted(range(len(groups)), key=lambda i: -size[i])
     scores: dict[int, tuple[float, ...]] = {}
-    while order:
-        count = max(1, TOKENS_AT_ONCE // size[order[0]])
-        now, order = order[:count], order[count:]
-        batch = collate([groups[i] for i in now], pad_token_id, packed=packed)
+    for part in in_parts(groups, TOKENS_AT_ONCE, packed=packed):
+        batch = collate([groups[i] for i in part], pad_token_id, packed=packed)
         with torch.no_grad():
             flat = score(on_device(batch, device)).tolist()
-        for i in now:
+        for i in part:
             k = len(groups[i].response_ids)
             scores[i], flat = tuple(flat[:k]), flat[k:]
         on_group(len(scores), len(groups))

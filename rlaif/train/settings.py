@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 import importlib.util
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from rlaif.errors import SetupError
 from rlaif.types import Record
+
+Precision = Literal["float32", "bfloat16"]
+
+
+class LoraSettings(Record):
+    """Train low-rank adapters instead of all weights (Hu et al. 2021)."""
+
+    rank: int = Field(default=16, gt=0)
+    """Rank of each adapter."""
+    alpha: int = Field(default=32, gt=0)
+    """An adapter's product is scaled by alpha / rank."""
+    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Share of an adapter's inputs that is dropped in training."""
+    targets: tuple[str, ...] = ("all-linear",)
+    """Names of the layers that get one; all-linear: every linear layer but the head."""
 
 
 class TrainSettings(Record):
@@ -19,9 +34,10 @@ class TrainSettings(Record):
     epochs: float = Field(gt=0.0)
     """Passes over the groups; a fraction stops inside a pass."""
     batch_groups: int = Field(gt=0)
-    """Groups scored at once; memory grows with it."""
-    accumulation: int = Field(default=1, gt=0)
-    """Batches that make one optimiser step."""
+    """Groups of one optimiser step."""
+    tokens_at_once: int = Field(default=4096, gt=0)
+    """Tokens computed at once, padding included: memory grows with it, and the result does not
+    change. A step of more is taken in parts; a single group of more in two passes."""
     max_length: int = Field(default=1024, gt=1)
     """Tokens that prompt and response may have together; a longer response is dropped, not cut."""
     warmup_ratio: float = Field(default=0.1, ge=0.0, lt=1.0)
@@ -30,15 +46,73 @@ class TrainSettings(Record):
     """AdamW's decay, of matrices only."""
     max_grad_norm: float = Field(default=1.0, gt=0.0)
     """The gradient's norm is clipped to this."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Precision = "float32"
     """Precision of the forward pass; weights and optimiser stay in float32."""
     gradient_checkpointing: bool = False
     """Keeps less in memory and computes the forward pass twice."""
+    lora: LoraSettings | None = None
+    """Train adapters on frozen weights; none: train all weights."""
+    checkpoint_minutes: float = Field(default=10.0, gt=0.0)
+    """How often to keep what a killed training goes on from."""
+    trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
+    """What else is told of each step; TensorBoard's files go to tensorboard/ in the run."""
+
+
+class PreferenceSettings(TrainSettings):
+    """How to train on preferences; the same for the reward model and DPO."""
+
+    vote: Literal["prompt", "comparison"] = "prompt"
+    """What weighs the same: every prompt, however many of its responses were compared (Ouyang et
+    al. 2022, eq. 1), or every comparison, as in training on a list of pairs."""
+    label_smoothing: float = Field(default=0.0, ge=0.0, lt=0.5)
+    """Chance that a label is taken to be the wrong way round."""
+    margin: float = Field(default=0.0, ge=0.0)
+    """Nats that the winner should be ahead by for a certain label, in proportion for a less certain
+    one (Touvron et al. 2023, Llama 2, eq. 2)."""
+    length_penalty: float = 0.0
+    """Nats a token that training credits to length, so that the scores need not learn to (R-DPO,
+    Park et al. 2024); 0: none."""
+
+
+class RewardSettings(PreferenceSettings):
+    """How to train a reward model."""
+
+    centring: float = Field(default=0.0, ge=0.0)
+    """Weight of the squared sum of two compared scores, which pulls scores around zero (Eisenstein
+    et al. 2023, eq. 2); 0.01 is usual."""
+    members: int = Field(default=1, ge=1)
+    """Reward models in the ensemble, each with its own order of the data and its own first head
+    (Coste et al. 2023); 1: no ensemble."""
+
+
+class DPOSettings(PreferenceSettings):
+    """How to train a policy on preferences."""
+
+    beta: float = Field(default=0.1, gt=0)
+    """Strength of the pull to the reference (Rafailov et al. 2023, eq. 7)."""
+    loss: Literal["sigmoid", "ipo", "robust"] = "sigmoid"
+    """sigmoid: DPO's own; with label_smoothing the conservative one. ipo: a squared loss, for
+    labels that are all but certain, where sigmoid's margins grow without bound (Azar et al. 2023,
+    eq. 17). robust: unbiased where labels are flipped at the rate label_smoothing (rDPO, Chowdhury
+    et al. 2024)."""
+    reference: bool = True
+    """false: scores are log-probabilities themselves, as in SimPO; set length_normalised and margin
+    with it (Meng et al. 2024, eq. 6)."""
+    length_normalised: bool = False
+    """Scores are means over tokens instead of sums, so that length by itself moves none."""
+
+    @model_validator(mode="after")
+    def _losses_agree(self) -> Self:
+        if self.loss == "robust" and self.label_smoothing == 0:
+            raise ValueError("loss robust corrects for label_smoothing, which is 0; set it")
+        if self.loss == "ipo" and (self.margin or self.label_smoothing):
+            raise ValueError("loss ipo has a target of its own; leave margin and label_smoothing 0")
+        return self
 
 
 def require_torch() -> None:
     """Raises SetupError that names the extra when the training half is not installed."""
-    for module in ("torch", "transformers", "accelerate"):
+    for module in ("torch", "transformers", "accelerate", "peft"):
         if importlib.util.find_spec(module) is None:
             raise SetupError(
                 f"training needs {module}, which is not installed",

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 from torch import nn
 from torch.utils.data import Sampler
@@ -17,13 +22,15 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
-from transformers.trainer_pt_utils import LengthGroupedSampler
+from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from rlaif.errors import SetupError, TrainingDiverged
-from rlaif.train.collate import collate
+from rlaif.train.collate import Batch, SplitGroup, Step, collate_step
 from rlaif.train.groups import EncodedGroup
 from rlaif.train.loss import Objective
 from rlaif.train.scorers import Scorer
+
+WEIGHTS = "model.safetensors"
 
 StepReport = Callable[[int, int, Mapping[str, float]], None]
 
@@ -31,11 +38,12 @@ StepReport = Callable[[int, int, Mapping[str, float]], None]
 class GroupTrainer(Trainer):
     """`transformers.Trainer` over groups of responses.
 
-    `steps` holds the objective's figures of each optimiser step: the mean of its batches, by the
-    weight that the objective gives them.
+    A batch of the loader is all groups of an optimiser step. They are computed in parts of at most
+    `tokens_at_once` tokens; loss and gradient are those of the whole step. `steps` holds the
+    objective's figures of each: its sums by the step's weight.
     """
 
-    # `compute_loss` weighs accumulated batches itself.
+    # `training_step` weighs the parts itself.
     loss_is_scaled_for_ga = True
 
     def __init__(
@@ -47,6 +55,8 @@ class GroupTrainer(Trainer):
         pad_token_id: int,
         *,
         packed: bool,
+        tokens_at_once: int,
+        checkpoint_minutes: float,
         on_step: StepReport,
     ) -> None:
         if arguments.n_gpu > 1:
@@ -57,64 +67,137 @@ class GroupTrainer(Trainer):
         super().__init__(
             model=scorer,
             args=arguments,
-            data_collator=lambda rows: dict(collate(rows, pad_token_id, packed=packed)),
+            data_collator=lambda rows: dict(
+                collate_step(rows, pad_token_id, tokens_at_once, packed=packed)
+            ),
             train_dataset=groups,
-            callbacks=[_Reporter(self, on_step)],
+            callbacks=[_Reporter(self, checkpoint_minutes, on_step)],
         )
         self.remove_callback(PrinterCallback)
         self._lengths = [group.packed_length for group in groups]
         self._objective = objective
-        self.steps: list[dict[str, float]] = []
         self.step: defaultdict[str, float] = defaultdict(float)
-        """Figures of the present optimiser step, as far as its batches are done."""
+        """Figures of the present optimiser step, as far as its parts are done."""
 
-    def get_batch_samples(
-        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
-    ) -> tuple[list[Any], int]:
-        """The batches of one optimiser step, and their weight together."""
-        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        return batches, sum(map(self._objective.weight, batches))
+    @property
+    def steps(self) -> list[dict[str, float]]:
+        """Figures of each step, those before a resumption included."""
+        return [entry for entry in self.state.log_history if "loss" in entry]
 
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: Any,
-        return_outputs: bool = False,
-        num_items_in_batch: Any = None,
-    ) -> Any:
-        """The batch's part in the loss of its step, whose weight is `num_items_in_batch`."""
-        scores_N = model(inputs)
-        figures = self._objective.figures(scores_N, inputs)
-        loss = figures["loss"]
+    def training_step(
+        self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None
+    ) -> torch.Tensor:
+        """Adds up the gradient of a step's parts. Returns the step's loss."""
+        model.train()
+        step: Step = self._prepare_inputs(inputs)  # type: ignore[assignment]
+        batches = [*step["parts"], *(group["whole"] for group in step["split"])]
+        weight = sum(map(self._objective.weight, batches))
+        names = iter(step["names"])
+        for batch in step["parts"]:
+            with self.compute_loss_context_manager():
+                loss = self._book(model(batch), batch, weight, next(names))
+            self.accelerator.backward(loss)
+        for group in step["split"]:
+            self._two_passes(model, group, weight, next(names))
+        return torch.tensor(self.step["loss"], device=self.args.device)
+
+    def _two_passes(
+        self, model: nn.Module, group: SplitGroup, weight: float, names: list[str]
+    ) -> None:
+        """The loss of a group in memory for one of its parts: all scores without a gradient, the
+        loss's gradient by each of them, and the scores again, part by part, to send it through."""
+        with torch.no_grad(), self.compute_loss_context_manager():
+            scores_K = torch.cat([model(part) for part in group["parts"]])
+        scores_K.requires_grad_()
+        with torch.enable_grad():
+            (by_score_K,) = torch.autograd.grad(
+                self._book(scores_K, group["whole"], weight, names), scores_K
+            )
+        for part in group["parts"]:
+            n = len(part["reference_N"])
+            by_score_N, by_score_K = by_score_K[:n], by_score_K[n:]
+            with self.compute_loss_context_manager():
+                sent = (model(part) * by_score_N).sum()
+            self.accelerator.backward(sent)
+
+    def _book(
+        self, scores_N: torch.Tensor, batch: Batch, weight: float, names: list[str]
+    ) -> torch.Tensor:
+        """The batch's share of its step's loss."""
+        figures = self._objective.figures(scores_N, batch)
+        loss = figures["loss"] / weight
         if not torch.isfinite(loss):
             raise TrainingDiverged(
-                f"the loss became {loss.item()} at step {self.state.global_step + 1}; nothing was "
-                "saved (lower the learning rate, or train in float32)"
+                f"the loss became {loss.item()} at step {self.state.global_step + 1}, on "
+                f"{_listed(names)}; nothing was saved (lower the learning rate, or train in "
+                "float32)"
             )
-        share = self._objective.weight(inputs) / num_items_in_batch
         for name, value in figures.items():
-            self.step[name] += share * value.item()
-        loss = share * loss
-        return (loss, {"scores": scores_N}) if return_outputs else loss
+            self.step[name] += value.item() / weight
+        return loss
 
     def floating_point_ops(self, inputs: Any) -> int:
         """Not estimated: the Trainer would look for `input_ids` and count a prompt K times."""
         return 0
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
-        return LengthGroupedSampler(
-            self.args.train_batch_size * self.args.gradient_accumulation_steps,
-            lengths=self._lengths,
-            generator=torch.Generator().manual_seed(self.args.seed),
+        return _ByLength(self, self._lengths)
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        # What is trained and nothing else; the Trainer's own would refuse weights that are tied.
+        folder = Path(output_dir or str(self.args.output_dir))
+        folder.mkdir(parents=True, exist_ok=True)
+        scorer: nn.Module = self.model  # type: ignore[assignment]
+        check_finite(scorer)
+        trained = {n: p.detach() for n, p in scorer.named_parameters() if p.requires_grad}
+        safetensors.torch.save_file(trained, folder / WEIGHTS)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        scorer: nn.Module = self.model  # type: ignore[assignment]
+        saved = safetensors.torch.load_file(Path(resume_from_checkpoint) / WEIGHTS)
+        with torch.no_grad():
+            for name, weight in scorer.named_parameters():
+                if weight.requires_grad:
+                    weight.copy_(saved[name])
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(repr(name) for name in names[:5])
+    return f"prompts {shown}" + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+class _ByLength(Sampler[int]):
+    """A random order in which groups of a step are of like lengths: another one for each epoch, and
+    the same again for a training that goes on."""
+
+    def __init__(self, trainer: GroupTrainer, lengths: Sequence[int]) -> None:
+        self._trainer = trainer
+        self._lengths = list(lengths)
+
+    def __len__(self) -> int:
+        return len(self._lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        arguments = self._trainer.args
+        size = arguments.train_batch_size
+        # By the steps done, because what skips to a checkpoint's step begins its epoch anew.
+        epoch = self._trainer.state.global_step // -(-len(self._lengths) // size)
+        generator = torch.Generator().manual_seed(arguments.seed + 1_000_003 * epoch)
+        return iter(
+            get_length_grouped_indices(  # type: ignore[no-untyped-call]
+                self._lengths, size, generator=generator
+            )
         )
 
 
 class _Reporter(TrainerCallback):
-    """Closes the books of each optimiser step."""
+    """Closes the books of each optimiser step, and says when to keep a checkpoint."""
 
-    def __init__(self, trainer: GroupTrainer, on_step: StepReport) -> None:
+    def __init__(self, trainer: GroupTrainer, minutes: float, on_step: StepReport) -> None:
         self._trainer = trainer
         self._on_step = on_step
+        self._every_s = 60 * minutes
+        self._kept_at = time.monotonic()
         self._learning_rate = 0.0
 
     def on_pre_optimizer_step(
@@ -125,12 +208,26 @@ class _Reporter(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        figures = dict(self._trainer.step)
+        figures = {**self._trainer.step, "learning_rate": self._learning_rate}
         self._trainer.step.clear()
-        self._trainer.steps.append(figures)
-        self._on_step(
-            state.global_step, state.max_steps, {**figures, "learning_rate": self._learning_rate}
-        )
+        self._trainer.log(dict(figures))
+        self._on_step(state.global_step, state.max_steps, figures)
+        if (
+            time.monotonic() - self._kept_at >= self._every_s
+            and state.global_step < state.max_steps
+        ):
+            self._kept_at = time.monotonic()
+            control.should_save = True
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint there that was written to its end."""
+    # The Trainer writes trainer_state.json last.
+    for found in sorted(folder.glob("checkpoint-*"), key=lambda p: -int(p.name.split("-")[1])):
+        with contextlib.suppress(OSError, ValueError):
+            json.loads((found / "trainer_state.json").read_text(encoding="utf-8"))
+            return found
+    return None
 
 
 def check_finite(model: nn.Module) -> None:

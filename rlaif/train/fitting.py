@@ -1,0 +1,178 @@
+"""Runs the trainer over encoded groups, from a checkpoint where a killed training left one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedTokenizerBase, TrainingArguments
+from transformers.integrations.integration_utils import TensorBoardCallback
+
+from rlaif.errors import SetupError, TrainingDiverged
+from rlaif.files import disk_errors
+from rlaif.train.groups import EncodedGroup, EncodedGroups
+from rlaif.train.loading import pad_id, quiet
+from rlaif.train.loss import Objective
+from rlaif.train.scorers import Scorer
+from rlaif.train.settings import TrainSettings
+from rlaif.train.trainer import GroupTrainer, check_finite, last_checkpoint
+
+OnStep = Callable[[int, int, Mapping[str, float]], None]
+OnLog = Callable[[str], None]
+UNTOLD = {"checkpoint_minutes", "trackers", "tokens_at_once"}
+"""Settings that leave a training what it is."""
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a training run did. `losses` and `accuracies` have one entry an optimiser step."""
+
+    steps: int
+    losses: list[float]
+    """Nats a comparison; of SFT, nats a token."""
+    accuracies: list[float]
+    """Share of comparisons in the batch that the scores order as labelled, before the step; empty
+    for SFT, which compares nothing."""
+    seconds: float
+    """From loading the base to the last step; of a resumed training, since it went on."""
+    groups: int
+    """Groups trained on: those that kept two responses and a comparison between them; of SFT,
+    examples."""
+    dropped_responses: int
+    """Responses longer than `max_length`, or without a token."""
+    response_tokens: int
+    """Tokens of all responses trained on, each counted once whatever the epochs."""
+
+
+def fit(
+    scorer: Scorer,
+    objective: Objective,
+    encoded: EncodedGroups,
+    tokenizer: PreTrainedTokenizerBase,
+    settings: TrainSettings,
+    seed: int,
+    packed: bool,
+    out: Path,
+    on_step: OnStep,
+    on_log: OnLog,
+    began: float,
+) -> TrainResult:
+    """Trains the scorer's model in place.
+
+    Checkpoints stand in a hidden folder beside `out` until the training is done. One that the same
+    training left there is gone on from: the weights at the end are those of a training that nobody
+    killed. Raises TrainingDiverged for a loss or a weight that is not finite, and keeps the
+    checkpoint then.
+    """
+    if settings.gradient_checkpointing:
+        scorer.model.gradient_checkpointing_enable({"use_reentrant": False})
+    kept = out.parent / f".{out.name}.training"
+    stamp = _stamp(scorer, encoded.groups, settings, seed)
+    with disk_errors(kept):
+        resumed = _ready(kept, stamp)
+    with quiet():
+        trainer = GroupTrainer(
+            scorer,
+            objective,
+            encoded.groups,
+            _arguments(settings, seed, kept),
+            pad_id(tokenizer),
+            packed=packed,
+            tokens_at_once=settings.tokens_at_once,
+            checkpoint_minutes=settings.checkpoint_minutes,
+            on_step=on_step,
+        )
+        if "tensorboard" in settings.trackers:
+            trainer.add_callback(_tensorboard(out))
+        if resumed:
+            on_log(f"going on from step {resumed.name.split('-')[1]}, where a checkpoint was kept")
+        try:
+            with disk_errors(kept):
+                trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
+            check_finite(scorer)
+        except TrainingDiverged as e:
+            good = last_checkpoint(kept)
+            if good is None:
+                shutil.rmtree(kept)
+                raise
+            raise TrainingDiverged(f"{e}; the last good checkpoint is {good}") from e
+    shutil.rmtree(kept)
+    return TrainResult(
+        steps=trainer.state.global_step,
+        losses=[figures["loss"] for figures in trainer.steps],
+        accuracies=[figures["accuracy"] for figures in trainer.steps if "accuracy" in figures],
+        seconds=time.monotonic() - began,
+        groups=len(encoded.groups),
+        dropped_responses=encoded.dropped_responses,
+        response_tokens=sum(len(ids) for group in encoded.groups for ids in group.response_ids),
+    )
+
+
+def _arguments(settings: TrainSettings, seed: int, kept: Path) -> TrainingArguments:
+    accelerated = torch.accelerator.is_available()
+    elsewhere: list[str] = [name for name in settings.trackers if name != "tensorboard"]
+    return TrainingArguments(
+        output_dir=str(kept),
+        run_name=kept.name.strip(".").removesuffix(".training"),
+        learning_rate=settings.learning_rate,
+        num_train_epochs=settings.epochs,
+        per_device_train_batch_size=settings.batch_groups,
+        # Below 1 the Trainer reads a share of the steps.
+        warmup_steps=settings.warmup_ratio,
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_grad_norm,
+        bf16=settings.dtype == "bfloat16",
+        use_cpu=not accelerated,
+        dataloader_pin_memory=accelerated,
+        seed=seed,
+        save_strategy="no",
+        save_total_limit=1,
+        logging_strategy="no",
+        report_to=elsewhere or "none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+    )
+
+
+def _ready(kept: Path, stamp: str) -> Path | None:
+    """The checkpoint to go on from, in a folder that holds those of this training alone."""
+    told = kept / "training.json"
+    if told.is_file() and json.loads(told.read_text(encoding="utf-8")) == stamp:
+        return last_checkpoint(kept)
+    if kept.exists():
+        shutil.rmtree(kept)
+    kept.mkdir(parents=True)
+    told.write_text(json.dumps(stamp), encoding="utf-8")
+    return None
+
+
+def _stamp(
+    scorer: Scorer, groups: Sequence[EncodedGroup], settings: TrainSettings, seed: int
+) -> str:
+    """Equal for trainings that end in the same weights."""
+    found = hashlib.sha256()
+    found.update(settings.model_dump_json(exclude=UNTOLD).encode())
+    found.update(f"{type(scorer).__name__} {seed} {torch.__version__}".encode())
+    for group in groups:
+        found.update(repr(group).encode())
+    for name, weight in scorer.named_parameters():
+        # A thousand numbers of each tell two models apart; all of them would be read for minutes.
+        some = weight.detach().flatten()[:1000].float().cpu().numpy().tobytes()
+        found.update(f"{name} {tuple(weight.shape)}".encode() + some)
+    return found.hexdigest()
+
+
+def _tensorboard(out: Path) -> TensorBoardCallback:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as e:
+        raise SetupError(
+            "tensorboard is not installed", field="trackers", fix="pip install tensorboard"
+        ) from e
+    return TensorBoardCallback(SummaryWriter(out.parent / "tensorboard" / out.name))  # type: ignore
