@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from rlaif.errors import SetupError, TrainingDiverged
-from rlaif.train import api, scorers
+from rlaif.train import api, ensemble, scorers
 from rlaif.train.api import (
     TrainResult,
     response_logprobs,
@@ -286,8 +286,12 @@ def test_the_models_are_gone_when_a_call_has_ended(
 
         return wrapped
 
-    for name in ("load_causal", "load_reward"):
-        monkeypatch.setattr(api, name, remembered(getattr(api, name)))
+    for module, name in (
+        (api, "load_causal"),
+        (api, "load_reward"),
+        (ensemble, "load_reward"),
+    ):
+        monkeypatch.setattr(module, name, remembered(getattr(module, name)))
     prompt, responses = ITEMS[0]
     calls: list[Callable[[], object]] = [
         lambda: train("rm", tiny, tmp_path / "rm"),

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import gc
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
@@ -15,10 +15,19 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from rlaif.errors import SetupError
 from rlaif.train.collate import Batch
+from rlaif.train.ensemble import (
+    MEMBERS,
+    adapter_folders,
+    load_adapters,
+    load_heads,
+    save_heads,
+    widen,
+)
 from rlaif.train.fitting import OnLog, OnStep, TrainResult, fit
 from rlaif.train.groups import (
     EncodedGroup,
     EncodedGroups,
+    drawn,
     encode,
     encode_examples,
     encode_groups,
@@ -83,26 +92,71 @@ def train_reward_model(
     """Trains a reward model on a base (or reward) model and writes it to `out`.
 
     `out` becomes a plain `AutoModelForSequenceClassification` directory with one label and its
-    tokenizer; an earlier model there is replaced at the end. Adapters are merged into it, and stand
-    by themselves in its folder `adapter`. Killed and called again with the same arguments it goes
-    on from its last checkpoint. The same seed gives the same weights on the same machine. Raises
+    tokenizer; of several members it is the first, and `rlaif.train.ensemble` says where the others
+    stand: adapters in orders of their own, or heads on one body, each with the groups that it drew
+    (`drawn`). `losses` and `accuracies` are then those of the first, or of all heads. An earlier
+    model there is replaced at the end. Adapters are merged into it, and stand by themselves in its
+    folder `adapter`. Killed and called again with the same arguments it goes on from its last
+    checkpoint, an ensemble of adapters from its first member. The same seed gives the same weights
+    on the same machine. Raises
     SetupError for a base that is no model, groups without a trainable comparison or an unwritable
     `out`, and TrainingDiverged for a loss that is not finite.
     """
-    began = time.monotonic()
     check_target(out)
-    set_seed(seed)
     tokenizer = load_tokenizer(base)
     encoded = _encoded(tokenizer, groups, settings, as_drawn=False)
-    model, adapted = _trainable(load_reward(base, pad_id(tokenizer), new_head=True), settings)
+    if settings.members > 1 and settings.lora is None:
+        drawn_groups = [drawn(group, settings.members, seed) for group in encoded.groups]
+        encoded = dataclasses.replace(encoded, groups=drawn_groups)
+    one_by_one = settings.members if settings.lora else 1
+
+    def train(member: int) -> tuple[PreTrainedModel, Adapted | None, TrainResult]:
+        def on_member_step(step: int, total: int, figures: Mapping[str, float]) -> None:
+            on_step(step + member * total, total * one_by_one, figures)
+
+        return _train_member(
+            base, encoded, tokenizer, settings, seed + member, out, on_member_step, on_log
+        )
+
+    model, adapted, result = train(0)
+    with quiet(), written_whole(out) as new:
+        if adapted is None and settings.members > 1:
+            save_heads(model, new)
+        _write(model, adapted, tokenizer, new)
+        if adapted is not None:
+            for member in range(1, one_by_one):
+                on_log(f"training member {member + 1} of {one_by_one}")
+                del model, adapted
+                model, adapted, more = train(member)
+                assert adapted is not None
+                adapted.save(new / MEMBERS / str(member))
+                result = dataclasses.replace(result, seconds=result.seconds + more.seconds)
+    return result
+
+
+def _train_member(
+    base: str,
+    encoded: EncodedGroups,
+    tokenizer: PreTrainedTokenizerBase,
+    settings: RewardSettings,
+    seed: int,
+    out: Path,
+    on_step: OnStep,
+    on_log: OnLog,
+) -> tuple[PreTrainedModel, Adapted | None, TrainResult]:
+    began = time.monotonic()
+    set_seed(seed)
+    model = load_reward(base, pad_id(tokenizer), new_head=True)
+    if settings.members > 1 and settings.lora is None:
+        widen(model, settings.members)
+    model, adapted = _trainable(model, settings)
     scorer = RewardScorer(model)
     packed = _packs(scorer, encoded.groups, pad_id(tokenizer), on_log)
     objective = reward_objective(settings)
     result = fit(
         scorer, objective, encoded, tokenizer, settings, seed, packed, out, on_step, on_log, began
     )
-    _save(model, adapted, tokenizer, out)
-    return result
+    return model, adapted, result
 
 
 @_gives_memory_back
@@ -182,7 +236,6 @@ def train_sft(
     return result
 
 
-@_gives_memory_back
 def score_reward(
     model_dir: str,
     items: Sequence[tuple[Prompt, Sequence[str]]],
@@ -190,17 +243,42 @@ def score_reward(
     on_step: OnStep,
 ) -> list[list[float | None]]:
     """The reward of each response to each prompt; None if it is longer than `max_length`, which
-    counts the prompt.
+    counts the prompt. Of an ensemble the mean of its members.
 
     Raises SetupError if `model_dir` is no reward model.
     """
+    return [
+        [None if scores_M is None else sum(scores_M) / len(scores_M) for scores_M in scores_KM]
+        for scores_KM in score_members(model_dir, items, max_length, on_step)
+    ]
+
+
+@_gives_memory_back
+def score_members(
+    model_dir: str,
+    items: Sequence[tuple[Prompt, Sequence[str]]],
+    max_length: int,
+    on_step: OnStep,
+) -> list[list[list[float] | None]]:
+    """As `score_reward`, the rewards of all M members for each response, (M,)."""
     tokenizer = load_tokenizer(model_dir)
-    scorer = RewardScorer(load_reward(model_dir, pad_id(tokenizer), new_head=False))
     encoded = [
         encode(tokenizer, prompt, responses, (True,) * len(responses))
         for prompt, responses in items
     ]
-    return _score_items(scorer, tokenizer, encoded, max_length, on_step)
+
+    def of(model: PreTrainedModel) -> list[list[list[float] | None]]:
+        rows = _score_items(RewardScorer(model), tokenizer, encoded, max_length, on_step)
+        return [[None if v is None else v.reshape(-1).tolist() for v in row] for row in rows]
+
+    found = of(load_heads(model_dir, pad_id(tokenizer)))
+    for folder in adapter_folders(model_dir):
+        more = of(load_adapters(folder, pad_id(tokenizer)))
+        for row, more_row in zip(found, more, strict=True):
+            for scores_M, score_1 in zip(row, more_row, strict=True):
+                if scores_M is not None and score_1 is not None:
+                    scores_M += score_1
+    return found
 
 
 @_gives_memory_back
@@ -227,7 +305,7 @@ def response_logprobs(
         for (prompt, responses), ended_K in zip(items, ended, strict=True)
     ]
     with _in(dtype):
-        return _score_items(score, tokenizer, encoded, max_length, on_step)
+        return _numbers(_score_items(score, tokenizer, encoded, max_length, on_step))
 
 
 @_gives_memory_back
@@ -243,7 +321,7 @@ def sft_loss(
     tokenizer = load_tokenizer(model_dir)
     score = functools.partial(response_log_probs, _policy(model_dir))
     encoded = [encode(tokenizer, e.prompt, [e.text], [e.ended]) for e in examples]
-    log_probs = _score_items(score, tokenizer, encoded, max_length, on_step)
+    log_probs = _numbers(_score_items(score, tokenizer, encoded, max_length, on_step))
     return [
         None if log_prob is None else SFTLoss(-log_prob, len(response_ids))
         for (_, (response_ids,)), (log_prob,) in zip(encoded, log_probs, strict=True)
@@ -266,7 +344,8 @@ def sampled_logprobs(
     tokenizer = load_tokenizer(model_dir)
     score = functools.partial(response_log_probs, _policy(model_dir))
     encoded = [encode_sample(tokenizer, prompt, text, ended) for prompt, text, ended in samples]
-    return [value for (value,) in _score_items(score, tokenizer, encoded, max_length, on_step)]
+    rows = _numbers(_score_items(score, tokenizer, encoded, max_length, on_step))
+    return [value for (value,) in rows]
 
 
 def _encoded(
@@ -317,7 +396,7 @@ def _with_references(
             on_group=lambda done, total: None,
         )
     with_reference = [
-        dataclasses.replace(group, reference_K=reference_K)
+        dataclasses.replace(group, reference_K=tuple(reference_K.tolist()))
         for group, reference_K in zip(encoded.groups, references, strict=True)
     ]
     return dataclasses.replace(encoded, groups=with_reference)
@@ -366,8 +445,8 @@ def _score_items(
     encoded: Sequence[tuple[list[int], list[list[int]]]],
     max_length: int,
     on_step: OnStep,
-) -> list[list[float | None]]:
-    results: list[list[float | None]] = []
+) -> list[list[torch.Tensor | None]]:
+    results: list[list[torch.Tensor | None]] = []
     groups: list[EncodedGroup] = []
     places: list[tuple[int, list[int]]] = []
     for item, (prompt_ids, response_ids) in enumerate(encoded):
@@ -398,6 +477,10 @@ def _score_items(
     return results
 
 
+def _numbers(rows: list[list[torch.Tensor | None]]) -> list[list[float | None]]:
+    return [[None if value is None else value.item() for value in row] for row in rows]
+
+
 def _save(
     model: PreTrainedModel,
     adapted: Adapted | None,
@@ -405,8 +488,18 @@ def _save(
     out: Path,
 ) -> None:
     with quiet(), written_whole(out) as new:
-        if adapted is not None:
-            adapted.save(new / "adapter")
-            model = adapted.merged()
-        model.save_pretrained(new)
-        tokenizer.save_pretrained(new)
+        _write(model, adapted, tokenizer, new)
+
+
+def _write(
+    model: PreTrainedModel,
+    adapted: Adapted | None,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+) -> None:
+    """A plain model; adapters also by themselves."""
+    if adapted is not None:
+        adapted.save(folder / "adapter")
+        model = adapted.merged()
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)

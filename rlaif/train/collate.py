@@ -1,7 +1,7 @@
 """Batches of groups: packed (rows of whole groups) or unpacked (one row a response).
 
 Both give the same index interface, so a scorer does not know which it reads. B rows, T columns,
-N responses, M response tokens, C comparisons.
+N responses, M response tokens, C comparisons; M in `draws_CM` are members of an ensemble.
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ class Batch(TypedDict):
     second_C: torch.Tensor
     p_first_C: torch.Tensor
     weight_C: torch.Tensor
+    draws_CM: NotRequired[torch.Tensor]
+    """In an ensemble: how often each member drew each comparison's group."""
 
 
 class SplitGroup(TypedDict):
@@ -227,6 +229,10 @@ def collate(groups: Sequence[EncodedGroup], pad_token_id: int, *, packed: bool) 
         p_first_C=torch.tensor([p for _, _, p, _ in comparisons]),
         weight_C=torch.tensor([weight for _, _, _, weight in comparisons]),
     )
+    if groups[0].draws:
+        batch["draws_CM"] = torch.tensor(
+            [group.draws for group in groups for _ in group.comparisons], dtype=torch.float32
+        ).reshape(len(comparisons), len(groups[0].draws))
     if packed:
         batch["position_ids_BT"] = _padded(positions, 0)
     return batch

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from rlaif.errors import SetupError
@@ -26,6 +28,8 @@ class EncodedGroup:
     """log pi_ref of each response, in nats; zeros where there is no reference."""
     name: str = ""
     """The prompt's id."""
+    draws: tuple[int, ...] = ()
+    """How often each member of an ensemble drew this group; empty: there is one member."""
 
     @property
     def packed_length(self) -> int:
@@ -174,6 +178,13 @@ def one_vote(group: EncodedGroup) -> EncodedGroup:
     total = sum(c.weight for c in group.comparisons)
     weighted = tuple(c.model_copy(update={"weight": c.weight / total}) for c in group.comparisons)
     return replace(group, comparisons=weighted)
+
+
+def drawn(group: EncodedGroup, members: int, seed: int) -> EncodedGroup:
+    """The group with a draw for each member: Poisson of mean 1, which is what a bootstrap of many
+    groups gives to each of them (Oza and Russell 2001)."""
+    generator = np.random.default_rng([seed, zlib.crc32(group.name.encode())])
+    return replace(group, draws=tuple(generator.poisson(1.0, members).tolist()))
 
 
 def _known(reference_K: Sequence[float | None], ks: Iterable[int]) -> tuple[float, ...]:

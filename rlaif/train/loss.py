@@ -91,28 +91,37 @@ class PreferenceLoss:
 
     def of_each(self, scores_N: torch.Tensor, batch: Batch) -> torch.Tensor:
         """Loss of each comparison, unweighted, (C,)."""
-        first_N, second_N = batch["first_C"], batch["second_C"]
-        p_first_C = batch["p_first_C"]
-        margin_C = scores_N[first_N] - scores_N[second_N]
+        first_C, second_C, p_first_C = batch["first_C"], batch["second_C"], batch["p_first_C"]
+        margin_C = scores_N[first_C] - scores_N[second_C]
         if self.margin:
             margin_C = margin_C - self.margin * (2 * p_first_C - 1)
         if self.length_penalty:
             length_N = tokens_of_each(batch)
-            longer_C = length_N[first_N] - length_N[second_N]
+            longer_C = length_N[first_C] - length_N[second_C]
             margin_C = margin_C + self.length_penalty * longer_C
         loss_C = self.f(margin_C, p_first_C + self.smoothing * (1 - 2 * p_first_C))
         if self.centring:
-            loss_C = loss_C + self.centring * (scores_N[first_N] + scores_N[second_N]).square()
+            loss_C = loss_C + self.centring * (scores_N[first_C] + scores_N[second_C]).square()
         return loss_C
 
     def figures(self, scores_N: torch.Tensor, batch: Batch) -> dict[str, torch.Tensor]:
-        """Sums over the comparisons, by their weights: see `Objective`."""
+        """Sums over the comparisons, by their weights: see `Objective`.
+
+        `scores_N` may be (N, M): the scores of an ensemble's M members. The loss is then their mean
+        loss, each on the groups that it drew, and the accuracy that of their mean score.
+        """
         weight_C = batch["weight_C"]
+        if scores_N.dim() == 2:
+            loss_MC = [self.of_each(scores, batch) for scores in scores_N.unbind(1)]
+            loss_C = (torch.stack(loss_MC, dim=1) * batch["draws_CM"]).mean(dim=1)
+            scores_N = scores_N.mean(dim=1)
+        else:
+            loss_C = self.of_each(scores_N, batch)
         ordered_C = as_labelled(
             scores_N.detach(), batch["first_C"], batch["second_C"], batch["p_first_C"]
         )
         return {
-            "loss": (weight_C * self.of_each(scores_N, batch)).sum(),
+            "loss": (weight_C * loss_C).sum(),
             "accuracy": (weight_C * ordered_C).sum(),
         }
 

@@ -42,7 +42,8 @@ class Scorer(nn.Module, ABC):
 
 
 class RewardScorer(Scorer):
-    """r(x, y): the score head at the last token of each conversation."""
+    """r(x, y): the score head at the last token of each conversation; (N, M) where it has M rows,
+    one for each member of an ensemble."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__(model)
@@ -55,8 +56,8 @@ class RewardScorer(Scorer):
     def forward(self, batch: Batch) -> torch.Tensor:
         hidden_BTH = self.model.base_model(**_inputs(batch)).last_hidden_state
         head: Any = self.model.score
-        score_N1: torch.Tensor = head(hidden_BTH[batch["last_row_N"], batch["last_column_N"]])
-        return score_N1.squeeze(-1).float()
+        score_NM: torch.Tensor = head(hidden_BTH[batch["last_row_N"], batch["last_column_N"]])
+        return score_NM.squeeze(-1).float()
 
 
 class LikelihoodScorer(Scorer):
@@ -161,16 +162,16 @@ def score_groups(
     packed: bool,
     device: torch.device,
     on_group: Callable[[int, int], None],
-) -> list[tuple[float, ...]]:
-    """Scores of all groups without gradients, in the order given; like lengths run together."""
-    scores: dict[int, tuple[float, ...]] = {}
+) -> list[torch.Tensor]:
+    """Scores of all groups without gradients, in the order given, each (K,) or (K, M), on the CPU;
+    like lengths run together."""
+    scores: dict[int, torch.Tensor] = {}
     for part in in_parts(groups, TOKENS_AT_ONCE, packed=packed):
         batch = collate([groups[i] for i in part], pad_token_id, packed=packed)
         with torch.no_grad():
-            flat = score(on_device(batch, device)).tolist()
-        for i in part:
-            k = len(groups[i].response_ids)
-            scores[i], flat = tuple(flat[:k]), flat[k:]
+            scores_N = score(on_device(batch, device)).cpu()
+        sizes = [len(groups[i].response_ids) for i in part]
+        scores |= zip(part, torch.split(scores_N, sizes), strict=True)
         on_group(len(scores), len(groups))
     return [scores[i] for i in range(len(groups))]
 

@@ -81,8 +81,9 @@ class RewardSettings(PreferenceSettings):
     """Weight of the squared sum of two compared scores, which pulls scores around zero (Eisenstein
     et al. 2023, eq. 2); 0.01 is usual."""
     members: int = Field(default=1, ge=1)
-    """Reward models in the ensemble, each with its own order of the data and its own first head
-    (Coste et al. 2023); 1: no ensemble."""
+    """Reward models in an ensemble (Coste et al. 2023); 1: none. With lora each is an adapter with
+    a seed and an order of the data of its own, one after the other; else a head on the one body,
+    with groups drawn for it, all at once."""
 
 
 class DPOSettings(PreferenceSettings):
