@@ -99,7 +99,10 @@ def test_a_spent_budget_is_exit_code_4_and_names_the_command(tmp_path: Path) -> 
     assert stored(tmp_path / "r") == 5
 
 
-def test_control_c_keeps_what_is_paid_for_and_asks_no_more(tmp_path: Path, server: Server) -> None:
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_control_c_keeps_what_is_paid_for_and_asks_no_more(
+    tmp_path: Path, server: Server, sent: signal.Signals
+) -> None:
     answer = Script(body=completion("It is blue.", "It is not."), delay_s=1.5)
     listed = Script(body={"data": [{"id": "m"}]})
     server.script = [listed, *[answer] * 12]
@@ -112,7 +115,7 @@ def test_control_c_keeps_what_is_paid_for_and_asks_no_more(tmp_path: Path, serve
     deadline = time.monotonic() + 60
     while len(server.seen) < 4 and time.monotonic() < deadline:
         time.sleep(0.05)
-    run.send_signal(signal.SIGINT)
+    run.send_signal(sent)
     _, said = run.communicate(timeout=60)
     assert run.returncode == 130
     assert "waiting for 3 calls in flight (Ctrl-C: leave them)" in said

@@ -200,7 +200,9 @@ def _transformers(model: ModelConfig, field: str) -> ChatModel:
 def _claim(config: RunConfig, out: Path, reconfigure: bool) -> None:
     """Writes the config into the run directory; refuses the directory of another config."""
     path = out / "config.yaml"
-    if path.is_file() and not reconfigure:
+    # A config that a mistake kept from making anything binds nobody.
+    made = ("responses.jsonl", "certificate.json", "revisions")
+    if path.is_file() and not reconfigure and any((out / name).exists() for name in made):
         before = YamlFile(path).value
         changed = list(differences(before, yaml.safe_load(dump_config(config))))
         if changed:
