@@ -201,7 +201,7 @@ def _lines(path: Path) -> Iterator[str]:
         yield from file
 
 
-def repair(path: Path) -> tuple[int, Path]:
+def repair(path: Path) -> tools.Repaired:
     """See `tools.repair`. Raises SetupError where a run is at work: what it stores now would go
     into the file that is put aside."""
     with _lock(path.parent):

@@ -291,7 +291,7 @@ def test_a_repaired_store_still_knows_its_batches(tmp_path: Path) -> None:
     batch = Batch("t", "batch_1", "openai/m", 1.0, ("a", "b"))
     journal.intend(batch)
     journal.close()
-    saved, _ = tools.repair(path)
+    saved = tools.repair(path).rows
     journal = Journal(path)
     assert (saved, journal.open("openai/m")) == (5, [batch])
     journal.close()

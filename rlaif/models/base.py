@@ -36,6 +36,10 @@ class ChatModel(ABC):
         """Asks for something free before paid work starts. Raises SetupError when the model
         cannot be used as it is set up. The default has nothing to ask."""
 
+    async def settle(self) -> None:  # noqa: B027  optional: most keep nothing back
+        """No call comes any more: ends at once what can be taken up another time, and returns when
+        the calls that cannot have their answers. The default keeps nothing back."""
+
     async def first_tokens(self, texts: Sequence[str]) -> list[int] | None:
         """The id of the first token that the model's own tokenizer makes of each text, without
         special tokens; None: unknown (the default). Asked after `check`; never raises a

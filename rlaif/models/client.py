@@ -20,7 +20,7 @@ from rlaif.errors import (
 from rlaif.models.base import ChatModel
 from rlaif.models.flow import flow
 from rlaif.models.gate import Gate
-from rlaif.models.limits import Limiter, Limits, backoff_s
+from rlaif.models.limits import Limiter, Limits, backoff_s, guessed_tokens
 from rlaif.models.prices import Price
 from rlaif.progress import Spent, say
 from rlaif.redact import redacted
@@ -28,9 +28,6 @@ from rlaif.types import ChatReply, ChatRequest
 
 Answer = ChatReply | CallError
 Ready = Callable[[], Awaitable[None]]
-CHARACTERS_A_TOKEN = 4
-"""What a request's tokens are guessed from until its answer tells them."""
-
 DRAIN_LOOK_S = 0.2
 REMEMBERED = 50_000
 """Keys of which the bill remembers that it has counted them."""
@@ -179,8 +176,9 @@ class Client:
         """Makes no more calls, and waits for those that were sent: they are paid for."""
         # One that fails now is not tried again.
         self._stopped = self._stopped or AskingStopped("asking has ended")
-        if self._sent and not self.model.outlives:
+        if self._sent:
             say(f"waiting for {len(self._sent)} calls in flight (Ctrl-C: leave them)")
+            await self.model.settle()
             while self._sent:
                 await asyncio.wait(set(self._sent), timeout=DRAIN_LOOK_S)
         left = (*self._asking.values(), *self._checks.values())
@@ -218,8 +216,7 @@ class Client:
 
     async def _attempt(self, key: str, request: ChatRequest, *, first: bool = False) -> Answer:
         """One try. Raises CallTransient; another CallError is the answer."""
-        guess = sum(len(m.content) for m in request.messages) // CHARACTERS_A_TOKEN
-        guess += request.sampling.max_tokens * request.sampling.n
+        guess = guessed_tokens(request)
         await self._limiter.enter(guess)
         error: CallError | None = None
         tokens, start, seconds = 0, time.monotonic(), 0.0

@@ -21,7 +21,7 @@ from rlaif.models.client import Bill, Client
 from rlaif.models.fake import FakeModel
 from rlaif.models.fleet import Fleet
 from rlaif.models.gate import Gate
-from rlaif.models.limits import Limits
+from rlaif.models.limits import Limiter, Limits
 from rlaif.models.names import ModelName, api_key, parse_model
 from rlaif.models.openai_compatible import OpenAIModel
 from rlaif.models.prices import Usd
@@ -277,7 +277,8 @@ class ModelPool:
                 )
                 if config.batch is None:
                     return anthropic
-                return BatchedModel(anthropic, anthropic, self._store, config.batch)
+                limiter = Limiter(config.limits, concurrency=config.concurrency)
+                return BatchedModel(anthropic, anthropic, self._store, config.batch, limiter)
             case "vllm" | "embedded":
                 return ManagedModel(
                     served_identity(identity, config.server),
@@ -308,7 +309,8 @@ class ModelPool:
                 )
                 if config.batch is None:
                     return openai
-                return BatchedModel(openai, openai, self._store, config.batch)
+                limiter = Limiter(config.limits, concurrency=config.concurrency)
+                return BatchedModel(openai, openai, self._store, config.batch, limiter)
 
     async def _running(
         self, config: ModelConfig, field: str, before: VLLMServer | None
