@@ -53,8 +53,9 @@ class BatchServer(http.server.ThreadingHTTPServer):
         self.full = 0
         """Batches that may be at work at once; 0: any number. One too many fails as OpenAI's do."""
         self.refused: set[str] = set()
-        self.live_failing: list[tuple[int, dict[str, str]]] = []
-        """Status and headers of the next live calls, before any works."""
+        self.live_from = 0.0
+        """Until then (seconds since 1970) live calls are told to wait for a second."""
+        self.submit_delay_s = 0.0
         self.live_at_once = self.most_live = 0
         self.live_delay_s = 0.0
         self.gone = False
@@ -84,6 +85,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def route(self, raw: str) -> None:
         server, path = self.server, urlsplit(self.path).path
+        if self.command == "POST" and path.endswith("/batches"):
+            time.sleep(server.submit_delay_s)
         with server.lock:
             if server.failing:
                 return self.reply(server.failing.pop(0), {"error": {"message": "busy"}})
@@ -129,9 +132,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 case _:
                     shown = None
             if shown is not None:
-                if server.live_failing:
-                    status, headers = server.live_failing.pop(0)
-                    return self.reply(status, {"error": {"message": "slow down"}}, headers)
+                if time.time() < server.live_from:
+                    slower = {"error": {"message": "slow down"}}
+                    return self.reply(429, slower, {"retry-after": "1"})
                 server.live += 1
                 server.live_at_once += 1
                 server.most_live = max(server.most_live, server.live_at_once)

@@ -272,7 +272,7 @@ def test_a_budget_ends_a_run_with_batches_and_keeps_them(
 def test_live_calls_beside_batches_keep_to_the_providers_limits(
     server: BatchServer, tmp_path: Path, provider: str
 ) -> None:
-    server.live_failing = [(429, {"retry-after": "1"}), (429, {"retry-after": "1"}), (503, {})]
+    server.live_from = time.time() + 2.5
     assert said(ask(tmp_path, provider, "a", "b")) == ["live a", "live b"]
     assert server.live == 2
 
@@ -298,16 +298,26 @@ def test_a_batch_that_has_no_room_waits_for_one_and_goes_by_no_other_way(
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)
-def test_live_calls_in_flight_are_stored_when_asking_stops(
+def test_live_calls_in_flight_are_stored_when_asking_is_cancelled(
     server: BatchServer, tmp_path: Path, provider: str
 ) -> None:
-    server.live_delay_s = 0.3
-    few = QUICK.model_copy(update={"smallest": 100})
-    with pytest.raises(AskingStopped):
-        ask(tmp_path, provider, *TEXTS[:5], batch=few, gate=Gate(Budget(max_calls=3)))
-    assert server.live == 3
-    with CallStore(tmp_path / "calls.sqlite") as store:
-        assert len(store) == 3
+    server.live_delay_s = 0.5
+    config = ModelConfig(model=f"{provider}/m", batch=QUICK)
+
+    def both_have_come() -> None:
+        while server.live < 2:
+            time.sleep(0.01)
+
+    async def main() -> None:
+        with CallStore(tmp_path / "calls.sqlite") as store:
+            async with ModelPool(store, tmp_path, {}).open(config, "policy.model", Bill()) as asked:
+                requests = [of_provider(provider, text) for text in TEXTS[:2]]
+                asking = asyncio.create_task(asked.ask_all(requests, lambda done, note: None))
+                await asyncio.to_thread(both_have_come)
+                asking.cancel()
+            assert len(store) == 2
+
+    asyncio.run(main())
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)
@@ -355,7 +365,7 @@ def test_two_clients_of_one_model_leave_each_others_batches_alone(
     server: BatchServer, tmp_path: Path
 ) -> None:
     config = ModelConfig(model="openai/m", batch=QUICK)
-    server.ready_after = 10
+    server.ready_after, server.submit_delay_s = 10, 0.5
 
     async def main() -> list[list[Answer]]:
         with CallStore(tmp_path / "calls.sqlite") as store:
