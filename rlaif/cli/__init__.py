@@ -176,6 +176,33 @@ for _name, _does in ORDER.items():
         _add_stages(_name, _does, ("certify", _name) if _name == "judge" else (_name,))
 
 
+@app.command()
+def overoptimize(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run with a reward model.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[FIELD=VALUE]...",
+            help="gold.judge=MODEL, gold.reward_model=DIR or gold.function=package.module:function "
+            "(one of them); samples=64, limit=N, penalty=1.0.",
+        ),
+    ] = None,
+    max_usd: MaxUsd = None,
+    max_calls: MaxCalls = None,
+    max_minutes: MaxMinutes = None,
+    prices: PriceFile = None,
+) -> None:
+    """Push a reward model by best-of-n until it breaks, by a gold that it has not seen."""
+    from rlaif import recipe
+    from rlaif.models.gate import Gate
+
+    gate = Gate.of(max_usd, max_calls, max_minutes, prices)
+    with stoppable():
+        told = recipe.run_overoptimize(run, overrides or [], gate)
+    for line in told:
+        typer.echo(line)
+
+
 app.add_typer(constitution.app)
 app.add_typer(store.app)
 app.command("calls")(calls.calls)

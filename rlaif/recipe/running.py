@@ -114,7 +114,7 @@ async def _execute(
     *,
     reconfigure: bool,
 ) -> list[str]:
-    work = Workspace(out, config.seed, {"transformers": _transformers}, gate)
+    work = Workspace(out, config.seed, {"transformers": open_transformers}, gate)
     after_sft = config.after_sft(out)
     steps: list[tuple[str, Run]] = [(stage, STAGES[stage]) for stage in stages]
     if {"sample", "judge"} <= set(stages) and _at_once(after_sft):
@@ -189,7 +189,8 @@ def _prompts(config: RunConfig) -> int:
     return len(open_prompts(config.sample.prompts, config.sample.limit))
 
 
-def _transformers(model: ModelConfig, field: str) -> ChatModel:
+def open_transformers(model: ModelConfig, field: str) -> ChatModel:
+    """A model of `transformers/…`, for the pool."""
     from rlaif.train.generate import TransformersModel
 
     weights = model.model.removeprefix("transformers/")
