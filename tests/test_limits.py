@@ -228,6 +228,33 @@ def test_one_refusal_holds_back_all_calls_for_as_long_as_it_says() -> None:
     assert log.answered == 20
 
 
+def test_refusals_that_come_together_and_say_no_time_are_one_refusal() -> None:
+    """20 calls a second and 5 at once, by a provider that never says how long to wait."""
+    level, at = 5.0, 0.0
+
+    async def provider(now: float, in_flight: int) -> CallError | None:
+        nonlocal level, at
+        level, at = min(5.0, level + 20 * (now - at)), now
+        refused = level < 1
+        level -= 0 if refused else 1
+        await asyncio.sleep(0.02)
+        return CallRateLimited("slow down") if refused else None
+
+    log, _, seconds = simulated(Limits(), 64, 400, provider)
+    assert log.answered == 400
+    assert seconds < 3 * 400 / 20
+
+
+def test_refusals_that_say_no_time_and_go_on_hold_back_longer_each_time() -> None:
+    async def provider(now: float, in_flight: int) -> CallError | None:
+        await asyncio.sleep(0.01)
+        return CallRateLimited("slow down") if now < 60 else None
+
+    log, _, _ = simulated(Limits(), 16, 20, provider)
+    assert log.answered == 20
+    assert len([1 for t in log.started if t < 60]) < 80
+
+
 def test_a_wait_of_an_hour_ends_the_run_and_says_so() -> None:
     async def provider(now: float, in_flight: int) -> CallError | None:
         return CallRateLimited("no more today", 3600)

@@ -18,7 +18,7 @@ FAILURES = 20
 """So many calls in a row that fail at their first attempt are a provider that is down. Further
 attempts do not count: a few calls that never pass, at the end of a run, are no such thing."""
 PROBES = 7
-"""Single calls that are tried before a provider is given up: over 1 + 2 + ... + 32 seconds."""
+"""Single calls that are tried before a provider is given up: over 1 + 2 + ... + 64 seconds."""
 FIRST_REFUSALS = 50
 """So many calls refused before any is answered, and all in the same words, are a wrong setup."""
 EPOCH_S = 0.25
@@ -75,6 +75,7 @@ class Limiter:
         self._best_window = 0
         self._failures_in_a_row = 0
         self._refused_in_a_row = 0
+        self._refused_at = float("-inf")
         self._probes = 0
         self._answered = False
         self._refusals: list[str] = []
@@ -121,7 +122,7 @@ class Limiter:
             case None:
                 self._succeeded(seconds)
             case CallRateLimited():
-                self._rate_limited(error)
+                self._rate_limited(error, seconds)
             case CallTransient():
                 self._failed(error, first=first)
             case CallRejected():
@@ -211,23 +212,27 @@ class Limiter:
         self._epoch = _Epoch()
 
     def _shrink(self) -> None:
-        """Once an epoch: calls that are refused together are one refusal."""
-        if self._limits.adapt and not self._epoch.shrunk:
+        if self._limits.adapt:
             self._epoch.shrunk = True
             self._window = max(1.0, self._window * SHRINK)
 
-    def _rate_limited(self, error: CallRateLimited) -> None:
-        self._refused_in_a_row += 1
+    def _rate_limited(self, error: CallRateLimited, seconds: float) -> None:
         wait_s = error.wait_s
-        if wait_s is None:
-            wait_s = backoff_s(self._backoff, min(self._refused_in_a_row, 10))
+        if self._now - seconds > self._refused_at:
+            # Those that were in flight with it, and are refused too, count as one.
+            self._refused_at = self._now
+            self._refused_in_a_row += 1
+            self._shrink()
+            if wait_s is None:
+                wait_s = backoff_s(self._backoff, min(self._refused_in_a_row, 10))
+        elif wait_s is None:
+            return
         if wait_s > self._limits.longest_wait_s:
             self._down = (
                 f"the provider asks to wait for {wait_s / 60:.0f} minutes ({error}); {GOES_ON} then"
             )
             return
         self._pause(wait_s)
-        self._shrink()
 
     def _failed(self, error: CallTransient, *, first: bool) -> None:
         if self._probes and self._now < self._pause_until:
