@@ -105,6 +105,7 @@ def ask(store: CallStore) -> Ask:
         advance: Callable[[int, str], None] = lambda done, note: None,
         before: Callable[[], Awaitable[None]] | None = None,
         gate: Gate | None = None,
+        price: Price = CENT,
     ) -> list[Answer]:
         async def main() -> list[Answer]:
             client = Client(
@@ -114,7 +115,7 @@ def ask(store: CallStore) -> Ask:
                 concurrency=concurrency,
                 attempts=attempts,
                 gate=gate,
-                price=CENT,
+                price=price,
             )
             try:
                 return await client.ask_all([chat_request(t) for t in texts], advance, before)
@@ -321,6 +322,46 @@ def test_money_stops_asking_after_what_was_in_flight(ask: Ask, store: CallStore)
         ask(model, *"abcdefghijkl", gate=Gate(Budget(max_usd=0.035)), concurrency=3)
     assert 4 <= model.asked.total() <= 4 + 2
     assert len(store) == model.asked.total()
+
+
+def test_money_is_set_aside_for_what_is_in_flight_so_the_limit_holds_in_batches_too(
+    ask: Ask, store: CallStore
+) -> None:
+    """A thousand calls would go out together: by what each may cost at most (8 tokens of $0.001,
+    half of it in a batch) 25 of them fit into 10.1 cents, then what their real 3 tokens have left."""
+
+    class Batched(Scripted):
+        outlives = True
+        window = 1000
+
+        async def ask(self, request: ChatRequest) -> ChatReply:
+            reply = await super().ask(request)
+            return reply.model_copy(update={"batched": True})
+
+    model = Batched(pause_s=0.02)
+    gate = Gate(Budget(max_usd=0.101))
+    price = Price(input=0.0, output=1000.0)
+    with pytest.raises(AskingStopped, match=r"--max-usd: 0\.09\d\d of 0\.101 US dollars are spent"):
+        ask(model, *map(str, range(1000)), gate=gate, price=price)
+    assert model.most_in_flight == 25
+    assert 0.101 - 0.004 < gate.usd <= 0.101
+    assert len(store) == model.asked.total() == round(gate.usd / 0.0015)
+
+
+def test_a_call_that_alone_may_cost_more_than_the_budget_is_not_made(ask: Ask) -> None:
+    model = Scripted()
+    with pytest.raises(AskingStopped, match=r"one call may cost 0\.0080"):
+        ask(model, "a", gate=Gate(Budget(max_usd=0.007)), price=Price(input=0.0, output=1000.0))
+    assert model.asked == {}
+
+
+def test_calls_that_fail_give_back_what_was_set_aside_for_them(
+    ask: Ask, slept: list[float]
+) -> None:
+    model = Scripted({"a": [CallTransient("500")] * 3, "b": [CallRejected("400")]})
+    gate = Gate(Budget(max_usd=0.012))
+    found = ask(model, "a", "b", "c", gate=gate, price=Price(input=0.0, output=1000.0))
+    assert texts(found) == ["CallTransient", "CallRejected", "C"]
 
 
 def test_minutes_stop_asking(ask: Ask, store: CallStore) -> None:

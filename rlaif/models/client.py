@@ -216,27 +216,31 @@ class Client:
 
     async def _attempt(self, key: str, request: ChatRequest, *, first: bool = False) -> Answer:
         """One try. Raises CallTransient; another CallError is the answer."""
-        guess = sum(len(m.content) for m in request.messages) // CHARACTERS_A_TOKEN
-        guess += request.sampling.max_tokens * request.sampling.n
+        prompt = sum(len(m.content) for m in request.messages) // CHARACTERS_A_TOKEN
+        guess = prompt + request.sampling.max_tokens * request.sampling.n
         await self._limiter.enter(guess)
         error: CallError | None = None
         tokens, start, seconds = 0, time.monotonic(), 0.0
         task = self._asking[key]
         try:
-            if self._stopped is not None:
-                raise self._stopped
-            self._gate.admit()
+            may_cost = self._may_cost(prompt, guess - prompt) if self._gate.counts_money else 0.0
+            await self._gate.admit(may_cost)
+            start = time.monotonic()
             if not self._sent:
                 self._busy_since = start
                 self._begun = self._begun or start
             self._sent.add(task)
             try:
+                if self._stopped is not None:
+                    raise self._stopped
                 reply = _without_secrets(await self.model.ask(request))
             except BaseException:
-                self._gate.gave_nothing()
+                self._gate.settle(may_cost, None)
                 raise
             finally:
                 seconds = time.monotonic() - start
+            usd = None if self._price is None else self._price.usd(reply)
+            self._gate.settle(may_cost, usd or 0.0)
             tokens = reply.prompt_tokens + reply.completion_tokens
             # The place is kept until the answer is stored: what a kill can lose is what is in
             # flight, and never more than the window.
@@ -257,10 +261,15 @@ class Client:
             self._limiter.leave(counted, guess, tokens, seconds, first=first)
             self._left(task)
         self._made_tokens += reply.completion_tokens
-        usd = None if self._price is None else self._price.usd(reply)
-        self._gate.usd += usd or 0.0
         self._bill_once(key, reply, stored=False, usd=usd)
         return reply
+
+    def _may_cost(self, prompt: int, completion: int) -> float:
+        """The most that a call of so many tokens is billed, in US dollars."""
+        if self._price is None:
+            return 0.0
+        batched = self.model.outlives
+        return self._price.usd_of(prompt, completion, written=prompt, batched=batched)
 
     def _left(self, task: asyncio.Task[Answer]) -> None:
         if task in self._sent:
