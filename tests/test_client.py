@@ -328,7 +328,7 @@ def test_money_is_set_aside_for_what_is_in_flight_so_the_limit_holds_in_batches_
     ask: Ask, store: CallStore
 ) -> None:
     """A thousand calls would go out together: by what each may cost at most (8 tokens of $0.001,
-    half of it in a batch) 25 of them fit into 10.1 cents, then what their real 3 tokens have left."""
+    half of it in a batch) 25 of them fit into 10.1 cents, then what their real 3 tokens leave."""
 
     class Batched(Scripted):
         outlives = True
