@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from conftest import chat_request
+from virtual_time import in_virtual_time
 
 from rlaif.callstore import CallStore, call_key
 from rlaif.errors import (
@@ -375,6 +376,41 @@ def test_minutes_stop_asking(ask: Ask, store: CallStore) -> None:
     with pytest.raises(AskingStopped, match="--max-minutes: 1 are over"):
         ask(model, *"abcdefgh", gate=gate, concurrency=1, advance=advance)
     assert 3 <= len(store) == model.asked.total() < 8
+
+
+def timed_out(store: CallStore, model: ChatModel, *questions: str) -> float:
+    """Asks with a budget of six seconds; how many the client took to say that they are over."""
+
+    async def main() -> float:
+        now = asyncio.get_running_loop().time
+        gate = Gate(Budget(max_minutes=0.1), clock=now)
+        client = Client(model, store, Bill(), concurrency=2, attempts=9, gate=gate)
+        try:
+            with pytest.raises(AskingStopped, match=r"--max-minutes: 0\.1 are over"):
+                await client.ask_all([chat_request(t) for t in questions], lambda done, note: None)
+            return now()
+        finally:
+            await client.drain()
+
+    return in_virtual_time(main)
+
+
+@pytest.mark.parametrize("error", [CallRateLimited("429", 500.0), CallTransient("500")])
+def test_minutes_end_a_run_that_waits_for_a_provider(store: CallStore, error: CallError) -> None:
+    model = Scripted({"a": [error] * 99}, pause_s=0.5)
+    assert timed_out(store, model, "a", "b", "c") == pytest.approx(6, abs=0.1)
+    assert store.get(call_key(chat_request("b"))) is not None
+
+
+def test_minutes_end_a_run_that_waits_for_a_batch(store: CallStore) -> None:
+    model = Scripted(pause_s=9000)
+    model.outlives = True
+    assert timed_out(store, model, "a", "b", "c") == pytest.approx(6, abs=0.1)
+
+
+def test_minutes_leave_what_is_in_flight_to_be_answered_and_stored(store: CallStore) -> None:
+    assert timed_out(store, Scripted(pause_s=4), *"abcdef") == pytest.approx(8, abs=0.1)
+    assert len(store) == 4
 
 
 def test_a_cancelled_run_keeps_what_it_has_paid_for(store: CallStore) -> None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import selectors
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from virtual_time import in_virtual_time
 
 from rlaif.errors import (
     CallError,
@@ -21,30 +20,8 @@ from rlaif.errors import (
 from rlaif.models.buckets import Told, told_by
 from rlaif.models.limits import FAILURES, FIRST_REFUSALS, Limiter, Limits
 
-T = TypeVar("T")
 Provider = Callable[[float, int], Awaitable[CallError | None]]
 """Time and calls in flight -> what becomes of a call."""
-
-
-class Jumping(selectors.DefaultSelector):  # type: ignore[misc, valid-type]
-    """Sleeps by moving the clock."""
-
-    now = 0.0
-
-    def select(self, timeout: float | None = None) -> Any:
-        self.now += timeout or 0.0
-        return super().select(0)
-
-
-def in_virtual_time(main: Callable[[], Awaitable[T]]) -> T:
-    selector = Jumping()
-
-    class Loop(asyncio.SelectorEventLoop):
-        def time(self) -> float:
-            return selector.now
-
-    with asyncio.Runner(loop_factory=lambda: Loop(selector)) as runner:
-        return runner.run(main())  # type: ignore[arg-type]
 
 
 class Log:

@@ -122,6 +122,7 @@ class Client:
         self._made_tokens = 0
         self._checks: dict[Ready, asyncio.Task[None]] = {}
         self._stopped: Exception | None = None
+        self._deadline: asyncio.TimerHandle | None = None
         self._billed: dict[str, None] = {}
         self._unsaved: list[tuple[str, ChatRequest, ChatReply, float]] = []
         self._saved: asyncio.Future[None] | None = None
@@ -177,6 +178,8 @@ class Client:
         """Makes no more calls, and waits for those that were sent: they are paid for."""
         # One that fails now is not tried again.
         self._stopped = self._stopped or AskingStopped("asking has ended")
+        if self._deadline is not None:
+            self._deadline.cancel()
         if self._sent and not self.model.outlives:
             say(f"waiting for {len(self._sent)} calls in flight (Ctrl-C: leave them)")
             while self._sent:
@@ -191,7 +194,23 @@ class Client:
         if not task.cancelled():
             task.exception()  # seen, also where nobody waits any more
 
+    def _time_is_over(self) -> None:
+        """Ends the waiting, for a place, for another attempt or for a batch; a call that is in
+        flight is answered."""
+        self._stopped = self._stopped or self._gate.time_is_over()
+        for task in self._asking.values():
+            if self.model.outlives or task not in self._sent:
+                task.cancel()
+
     async def _settle(self, key: str, request: ChatRequest, before: Ready | None) -> Answer:
+        try:
+            return await self._asked(key, request, before)
+        except asyncio.CancelledError:
+            if self._stopped is not None:
+                raise self._stopped from None
+            raise
+
+    async def _asked(self, key: str, request: ChatRequest, before: Ready | None) -> Answer:
         await self._once(self.model.check)
         if before is not None:
             await self._once(before)
@@ -209,6 +228,9 @@ class Client:
             return self._failed(e)
 
     async def _once(self, check: Ready) -> None:
+        if not self._checks and (left_s := self._gate.seconds_left) is not None:
+            loop = asyncio.get_running_loop()
+            self._deadline = loop.call_later(max(left_s, 0.0), self._time_is_over)
         if (task := self._checks.get(check)) is None:
             task = self._checks[check] = asyncio.create_task(_run(check))
         if not task.done() or task.exception() is not None:

@@ -71,6 +71,17 @@ class Gate:
         """Whether `admit` must know what a call may cost."""
         return self.budget.max_usd is not None
 
+    @property
+    def seconds_left(self) -> float | None:
+        """Until `max_minutes` are over; None: no limit."""
+        if self.budget.max_minutes is None:
+            return None
+        return self.budget.max_minutes * 60 - (self._clock() - self._start)
+
+    def time_is_over(self) -> AskingStopped:
+        """What to raise when they are."""
+        return AskingStopped(f"--max-minutes: {self.budget.max_minutes:g} are over; {GOES_ON}")
+
     async def admit(self, usd: float = 0.0) -> None:
         """One call goes in that may cost so much, as soon as it fits. Raises AskingStopped where
         the budget is spent."""
@@ -113,11 +124,8 @@ class Gate:
         budget = self.budget
         if budget.max_calls is not None and self.calls >= budget.max_calls:
             raise AskingStopped(f"--max-calls: {self.calls} calls are made; {GOES_ON}")
-        if (
-            budget.max_minutes is not None
-            and self._clock() - self._start >= budget.max_minutes * 60
-        ):
-            raise AskingStopped(f"--max-minutes: {budget.max_minutes:g} are over; {GOES_ON}")
+        if (left_s := self.seconds_left) is not None and left_s <= 0:
+            raise self.time_is_over()
         if budget.max_usd is not None:
             if usd > budget.max_usd:
                 raise AskingStopped(
