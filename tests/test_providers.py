@@ -226,7 +226,6 @@ FAILURES = [
     (Script(200, "no JSON at all"), CallTransient),
     (Script(200, {"object": "something else"}), CallTransient),
     (Script(200, []), CallTransient),
-    (Script(200, completion("Hi", usage=None)), CallTransient),
     (Script(200, message("Hi", usage=None, content=None)), CallTransient),
 ]
 NAMES = [f"{script.status}-{i}" for i, (script, _) in enumerate(FAILURES)]
@@ -252,6 +251,54 @@ def test_every_failure_is_of_its_kind(
     server.script = [script]
     assert type(failure(model_of(provider, server, monkeypatch))) is kind
     assert len(server.seen) == 1, "the SDK must not retry: the client does"
+
+
+OPENAI_UNREAD = [
+    (completion("Hi", usage=None), CallRejected, True),
+    (completion("Hi", usage={"prompt_tokens": 3}), CallRejected, True),
+    (completion("Hi", "Ho"), CallRejected, True),
+    (completion("Hi", choices=[{"message": None}]), CallTransient, True),
+    (completion(), CallTransient, False),
+    (error("upstream_error"), CallTransient, False),
+]
+
+
+@pytest.mark.parametrize("provider", ["openai", "served"])
+@pytest.mark.parametrize(("body", "kind", "paid"), OPENAI_UNREAD)
+def test_openai_an_answer_that_cannot_be_read_is_paid_for_all_the_same(
+    server: Server,
+    monkeypatch: pytest.MonkeyPatch,
+    provider: str,
+    body: Any,
+    kind: type[CallError],
+    paid: bool,
+) -> None:
+    server.script = [Script(body=body)]
+    found = failure(model_of(provider, server, monkeypatch))
+    assert type(found) is kind
+    assert cast(CallError, found).paid is paid
+
+
+ANTHROPIC_UNREAD = [
+    (message("Hi", usage=None), CallRejected, True),
+    (tool_call({"verdict": float("nan")}), CallTransient, True),
+    (message("Hi", content=None), CallTransient, False),
+    (error("upstream_error"), CallTransient, False),
+]
+
+
+@pytest.mark.parametrize(("body", "kind", "paid"), ANTHROPIC_UNREAD)
+def test_anthropic_an_answer_that_cannot_be_read_is_paid_for_all_the_same(
+    server: Server,
+    monkeypatch: pytest.MonkeyPatch,
+    body: Any,
+    kind: type[CallError],
+    paid: bool,
+) -> None:
+    server.script = [Script(body=body)]
+    found = failure(anthropic_model(server, monkeypatch))
+    assert type(found) is kind
+    assert cast(CallError, found).paid is paid
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)

@@ -65,6 +65,10 @@ class Bill:
         self.completion_tokens += reply.completion_tokens
         self.cached_tokens += reply.cached_tokens
 
+    def add_unread(self, usd: float | None) -> None:
+        """The model has answered, and nothing can be made of it: what that may have cost."""
+        self.usd = None if usd is None or self.usd is None else self.usd + usd
+
     def add(self, other: Bill) -> None:
         """Takes over what another bill counts."""
         self.calls_made += other.calls_made
@@ -256,8 +260,10 @@ class Client:
                 if self._stopped is not None:
                     raise self._stopped
                 reply = _without_secrets(await self.model.ask(request))
-            except BaseException:
-                self._gate.settle(may_cost, None)
+            except BaseException as e:
+                paid = isinstance(e, CallError) and e.paid
+                cost = self._unread(prompt, guess - prompt) if paid else None
+                self._gate.settle(may_cost, cost)
                 raise
             finally:
                 seconds = time.monotonic() - start
@@ -269,6 +275,8 @@ class Client:
             await self._save(key, request, reply, seconds)
         except CallTransient as e:
             error = e
+            if self._stopped is not None:
+                raise self._stopped from None
             raise
         except CallError as e:
             error = e
@@ -292,6 +300,12 @@ class Client:
             return 0.0
         batched = self.model.outlives
         return self._price.usd_of(prompt, completion, written=prompt, batched=batched)
+
+    def _unread(self, prompt: int, completion: int) -> float:
+        """Bills an answer of which nothing can be made by what it may have cost."""
+        usd = self._may_cost(prompt, completion)
+        self.bill.add_unread(None if self._price is None else usd)
+        return usd
 
     def _left(self, task: asyncio.Task[Answer]) -> None:
         if task in self._sent:
