@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 
 import pytest
 from hypothesis import given, settings
@@ -192,6 +194,76 @@ def test_anthropics_times_are_read() -> None:
     }
     (told,) = told_by(headers)
     assert told.full_in_s > 1e9
+
+
+@pytest.mark.parametrize("behind_s", [-3600, 0, 3600])
+def test_a_wrong_clock_of_ours_makes_no_wait_longer_or_shorter(behind_s: int) -> None:
+    theirs = datetime.now(UTC) + timedelta(seconds=behind_s)
+    headers = {
+        "date": format_datetime(theirs, usegmt=True),
+        "anthropic-ratelimit-requests-limit": "50",
+        "anthropic-ratelimit-requests-remaining": "0",
+        "anthropic-ratelimit-requests-reset": (theirs + timedelta(seconds=60)).isoformat(),
+    }
+    (told,) = told_by(headers)
+    assert told.full_in_s == pytest.approx(60, abs=2)
+
+
+def test_a_date_that_is_none_leaves_our_own_clock() -> None:
+    headers = {
+        "date": "yesterday",
+        "anthropic-ratelimit-requests-limit": "50",
+        "anthropic-ratelimit-requests-remaining": "0",
+        "anthropic-ratelimit-requests-reset": (datetime.now(UTC) + timedelta(hours=1)).isoformat(),
+    }
+    (told,) = told_by(headers)
+    assert told.full_in_s == pytest.approx(3600, abs=2)
+
+
+def test_a_limit_that_lets_nothing_in_for_hours_ends_the_run_and_says_so() -> None:
+    async def main() -> float:
+        limiter = Limiter(Limits(), concurrency=4)
+        limiter.heard(only(remaining=0, reset="24h"))
+        with pytest.raises(ProviderDown, match=r"limit of requests .* 1440 minutes; all that"):
+            await limiter.enter(1)
+        return asyncio.get_running_loop().time()
+
+    assert in_virtual_time(main) < 1
+
+
+def test_long_waits_are_said_once_with_their_reason(capsys: pytest.CaptureFixture[str]) -> None:
+    async def by_headers() -> None:
+        limiter = Limiter(Limits(), concurrency=4)
+        limiter.heard(only(remaining=0, reset="80s"))
+        await asyncio.gather(*(limiter.enter(1) for _ in range(2)))
+
+    async def by_refusal() -> None:
+        limiter = Limiter(Limits(adapt=False), concurrency=4)
+        for _ in range(4):
+            await limiter.enter(1)
+        limiter.leave(CallRateLimited("slow down", 40.0), 1, 0, 0.1)
+        waiting = asyncio.gather(*(limiter.enter(1) for _ in range(4)))
+        await asyncio.sleep(10)
+        limiter.leave(CallRateLimited("slow down", 5.0), 1, 0, 20.0)
+        limiter.leave(None, 1, 0, 20.0)
+        limiter.leave(None, 1, 0, 20.0)
+        await waiting
+
+    in_virtual_time(by_headers)
+    said = "waiting 80 s: the provider's limit of requests"
+    assert capsys.readouterr().err.splitlines() == [said, said]
+    in_virtual_time(by_refusal)
+    said = "waiting 40 s: the provider asks us to (slow down)"
+    assert capsys.readouterr().err.splitlines() == [said]
+
+
+def only(remaining: int, reset: str) -> dict[str, str]:
+    """OpenAI's headers of a limit of a single call."""
+    return {
+        "x-ratelimit-limit-requests": "1",
+        "x-ratelimit-remaining-requests": str(remaining),
+        "x-ratelimit-reset-requests": reset,
+    }
 
 
 def test_one_refusal_holds_back_all_calls_for_as_long_as_it_says() -> None:

@@ -11,7 +11,7 @@ import tenacity
 from pydantic import Field
 
 from rlaif.errors import CallError, CallRateLimited, CallRejected, CallTransient, ProviderDown
-from rlaif.models.buckets import Bucket, told_by
+from rlaif.models.buckets import Pace
 from rlaif.types import Record
 
 FAILURES = 20
@@ -53,23 +53,26 @@ class Limiter:
     the breaker's.
     """
 
-    def __init__(self, limits: Limits, *, concurrency: int, seed: int | None = None) -> None:
+    def __init__(
+        self,
+        limits: Limits,
+        *,
+        concurrency: int,
+        seed: int | None = None,
+        pace: Pace | None = None,
+    ) -> None:
+        """`pace`: of all who ask the same model; None: nobody else does."""
         self._limits = limits
         self._most = concurrency
         self._window = float(concurrency)
         self._in_flight = 0
         self._waiting: deque[tuple[asyncio.Future[None], int]] = deque()
         self._timer: asyncio.TimerHandle | None = None
-        self._pause_until = 0.0
         self._random = random.Random(seed)
         self._backoff = tenacity.wait_random_exponential(multiplier=1, max=60)
-        self._buckets: dict[str, Bucket] = {}
-        for kind, most in (
-            ("own requests", limits.requests_per_minute),
-            ("own tokens", limits.tokens_per_minute),
-        ):
-            if most is not None:
-                self._buckets[kind] = Bucket.a_minute(most, tokens="tokens" in kind)
+        self._pace = pace or Pace()
+        self._pace.limit("requests_per_minute", limits.requests_per_minute)
+        self._pace.limit("tokens_per_minute", limits.tokens_per_minute)
         self._epoch = _Epoch()
         self._best_rate = 0.0
         self._best_window = 0
@@ -116,8 +119,7 @@ class Limiter:
         """A call that was let in is over: `tokens` it has really used, `seconds` it took. `first`:
         whether it was tried for the first time."""
         self._in_flight -= 1
-        for bucket in self._buckets.values():
-            bucket.correct(guessed - tokens if error is None else 0)
+        self._pace.correct(guessed - tokens if error is None else 0)
         match error:
             case None:
                 self._succeeded(seconds)
@@ -131,13 +133,7 @@ class Limiter:
 
     def heard(self, headers: Mapping[str, str]) -> None:
         """Takes over what a provider tells of its limits."""
-        now = self._now
-        for told in told_by(headers):
-            bucket = self._buckets.get(told.kind)
-            if bucket is None:
-                self._buckets[told.kind] = Bucket.as_told(told, now)
-            else:
-                bucket.adopt(told, now)
+        self._pace.heard(headers, self._now)
 
     @property
     def _now(self) -> float:
@@ -149,20 +145,17 @@ class Limiter:
             raise ProviderDown(self._down)
         if self._in_flight >= self.window:
             return float("inf")
-        if not self._buckets and not self._pause_until:
+        held = self._pace.held(tokens, self._now)
+        if held is None:
             return 0.0
-        now = self._now
-        if self._pause_until > now:
-            return self._pause_until - now
-        self._pause_until = 0.0
-        return max((b.wait_s(tokens, now) for b in self._buckets.values()), default=0.0)
+        if held.told and held.seconds > self._limits.longest_wait_s:
+            self._down = f"{held.why} lets no call in for {_minutes(held.seconds)}; {GOES_ON} then"
+            raise ProviderDown(self._down)
+        return held.seconds
 
     def _take(self, tokens: int) -> None:
         self._in_flight += 1
-        if self._buckets:
-            now = self._now
-            for bucket in self._buckets.values():
-                bucket.take(tokens, now)
+        self._pace.take(tokens, self._now)
 
     def _let_in(self) -> None:
         """Lets in whoever may go, and sets the clock for whoever must wait for time."""
@@ -229,13 +222,13 @@ class Limiter:
             return
         if wait_s > self._limits.longest_wait_s:
             self._down = (
-                f"the provider asks to wait for {wait_s / 60:.0f} minutes ({error}); {GOES_ON} then"
+                f"the provider asks to wait for {_minutes(wait_s)} ({error}); {GOES_ON} then"
             )
             return
-        self._pause(wait_s)
+        self._pace.pause(wait_s, f"the provider asks us to ({error})", self._now)
 
     def _failed(self, error: CallTransient, *, first: bool) -> None:
-        if self._probes and self._now < self._pause_until:
+        if self._probes and self._pace.is_paused(self._now):
             return  # it was in flight before: only the call that comes next is a probe
         self._failures_in_a_row += first
         if self._probes or self._failures_in_a_row >= FAILURES:
@@ -246,7 +239,8 @@ class Limiter:
         if self._probes == PROBES:
             self._down = f"the provider answers nothing any more, last: {error}; {GOES_ON}"
             return
-        self._pause(2**self._probes * self._random.uniform(0.8, 1.2))
+        pause_s = 2**self._probes * self._random.uniform(0.8, 1.2)
+        self._pace.pause(pause_s, f"the provider answers nothing ({error})", self._now)
         self._probes += 1
 
     def _refused(self, error: CallRejected) -> None:
@@ -259,8 +253,9 @@ class Limiter:
                 "asked"
             )
 
-    def _pause(self, seconds: float) -> None:
-        self._pause_until = max(self._pause_until, self._now + seconds)
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds / 60:.0f} minutes"
 
 
 def backoff_s(wait: tenacity.wait.wait_base, attempts: int) -> float:
