@@ -6,12 +6,15 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from pathlib import Path
 
 import pytest
+from conftest import chat_request
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from virtual_time import in_virtual_time
 
+from rlaif.callstore import CallStore
 from rlaif.errors import (
     CallError,
     CallRateLimited,
@@ -19,8 +22,10 @@ from rlaif.errors import (
     CallTransient,
     ProviderDown,
 )
-from rlaif.models.buckets import Told, told_by
+from rlaif.models.buckets import Pace, Told, told_by
+from rlaif.models.client import Bill
 from rlaif.models.limits import FAILURES, FIRST_REFUSALS, Limiter, Limits
+from rlaif.models.pool import ModelConfig, ModelPool
 
 Provider = Callable[[float, int], Awaitable[CallError | None]]
 """Time and calls in flight -> what becomes of a call."""
@@ -452,3 +457,39 @@ def test_failures_in_passing_do_not_narrow_the_window_and_refusals_do_for_a_whil
     assert log.answered == 4000
     assert 14 <= limiter.window <= 22
     assert seconds <= 4000 / (20 / 0.1) / 0.6
+
+
+def test_two_stages_that_ask_one_model_share_its_limits_and_its_pauses(tmp_path: Path) -> None:
+    """120 calls a minute are 2 a second at once and 118 a minute then, whoever asks."""
+    config = ModelConfig(model="fake/policy", limits=Limits(requests_per_minute=120))
+    other = config.model_copy(update={"model": "fake/shorter"})
+
+    async def asked(run: str, *configs: ModelConfig) -> float:
+        with CallStore(tmp_path / f"{run}.sqlite") as store:
+            pool = ModelPool(store, tmp_path, {})
+
+            async def stage(number: int, config: ModelConfig) -> None:
+                async with pool.open(config, "policy.model", Bill()) as client:
+                    requests = [chat_request(f"{number}.{i}?") for i in range(60)]
+                    await client.ask_all(requests, lambda done, note: None)
+
+            await asyncio.gather(*(stage(i, c) for i, c in enumerate(configs)))
+            return asyncio.get_running_loop().time()
+
+    alone = in_virtual_time(lambda: asked("alone", config))
+    assert alone == pytest.approx(58 * 60 / 118, abs=1)
+    assert in_virtual_time(lambda: asked("apart", config, other)) == pytest.approx(alone, abs=1)
+    both = in_virtual_time(lambda: asked("both", config, config))
+    assert both == pytest.approx(118 * 60 / 118, abs=1)
+
+
+def test_of_two_limits_for_one_model_the_lower_holds_for_both_stages() -> None:
+    async def main() -> float:
+        pace = Pace()
+        for most in (600, 60):
+            Limiter(Limits(requests_per_minute=most), concurrency=9, pace=pace)
+        limiter = Limiter(Limits(requests_per_minute=600), concurrency=9, pace=pace)
+        await ask_many(limiter, 60, quick, Log())
+        return asyncio.get_running_loop().time()
+
+    assert in_virtual_time(main) == pytest.approx(60, abs=2)

@@ -18,6 +18,7 @@ from rlaif.errors import (
     CallTransient,
 )
 from rlaif.models.base import ChatModel
+from rlaif.models.buckets import Pace
 from rlaif.models.flow import flow
 from rlaif.models.gate import Gate
 from rlaif.models.limits import Limiter, Limits, backoff_s
@@ -99,11 +100,12 @@ class Client:
         attempts: int,
         longest_wait_s: float = 60.0,
         limits: Limits | None = None,
+        pace: Pace | None = None,
         gate: Gate | None = None,
         price: Price | None = None,
     ) -> None:
         """`longest_wait_s` bounds the wait between two attempts of one call where the provider does
-        not say how long to wait. `price` None: not known."""
+        not say how long to wait. `pace`: of all clients of this model. `price` None: not known."""
         self.model = model
         self.bill = bill
         self.window = model.window or 4 * concurrency
@@ -117,7 +119,9 @@ class Client:
             wait=self._wait_s,
             reraise=True,
         )
-        self._limiter = Limiter(limits or Limits(), concurrency=model.window or concurrency)
+        self._limiter = Limiter(
+            limits or Limits(), concurrency=model.window or concurrency, pace=pace
+        )
         self._gate = gate or Gate()
         self._price = price
         self._asking: dict[str, asyncio.Task[Answer]] = {}

@@ -33,7 +33,8 @@ class Limits(Record):
     """How fast one provider may be asked."""
 
     requests_per_minute: int | None = Field(default=None, ge=1)
-    """Most calls a minute; none: what the provider's own headers tell."""
+    """Most calls a minute, of all stages that ask this model together; none: what the provider's
+    own headers tell."""
     tokens_per_minute: int | None = Field(default=None, ge=1)
     """Most tokens a minute, of prompts and answers together; none: what the headers tell."""
     adapt: bool = True

@@ -17,6 +17,7 @@ from rlaif.models import embedded
 from rlaif.models.anthropic_messages import KEY, TOKEN, AnthropicModel
 from rlaif.models.base import ChatModel
 from rlaif.models.batch import BatchConfig, BatchedModel
+from rlaif.models.buckets import Pace
 from rlaif.models.client import Bill, Client
 from rlaif.models.fake import FakeModel
 from rlaif.models.fleet import Fleet
@@ -221,6 +222,8 @@ class ModelPool:
         """`extra` adds model schemes from higher floors: scheme -> provider. All calls pass the
         one `gate`; None: nothing is limited."""
         self._gate = gate or Gate()
+        self._paces: dict[str, Pace] = {}
+        """What a provider allows, it allows to all that ask one model."""
         self._starting = asyncio.Lock()
         self._serves: tuple[str, ServerConfig] | None = None
         self._restarts = 0
@@ -240,6 +243,7 @@ class ModelPool:
             concurrency=config.concurrency,
             attempts=config.attempts,
             limits=config.limits,
+            pace=self._paces.setdefault(config.model, Pace()),
             gate=self._gate,
             price=self._gate.price_of(config.model, config.usd_per_million_tokens, field),
         )
