@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -184,11 +183,18 @@ def test_after_the_last_attempt_the_failure_is_the_answer_and_is_not_stored(
     assert texts(ask(Scripted(), "a")) == ["A"]
 
 
-def test_a_rate_limit_waits_for_as_long_as_it_is_told(ask: Ask) -> None:
-    model = Scripted({"a": [CallRateLimited("429", wait_s=0.3), CallRateLimited("429", wait_s=0)]})
-    begin = time.monotonic()
-    assert texts(ask(model, "a")) == ["A"]
-    assert time.monotonic() - begin >= 0.3
+@pytest.mark.parametrize("kind", [CallRateLimited, CallTransient])
+def test_a_call_that_is_told_how_long_to_wait_waits_for_so_long(
+    store: CallStore, kind: type[CallTransient]
+) -> None:
+    model = Scripted({"a": [kind("busy", wait_s=30), kind("busy", wait_s=20)]})
+
+    async def main() -> float:
+        client = Client(model, store, Bill(), concurrency=4, attempts=3)
+        assert texts([await client.ask(chat_request("a"))]) == ["A"]
+        return asyncio.get_running_loop().time()
+
+    assert in_virtual_time(main) == pytest.approx(50, abs=0.1)
 
 
 def test_a_rate_limit_that_says_no_time_backs_off(ask: Ask, slept: list[float]) -> None:

@@ -282,6 +282,24 @@ def test_one_refusal_holds_back_all_calls_for_as_long_as_it_says() -> None:
     assert log.answered == 20
 
 
+def test_a_busy_provider_that_says_how_long_is_left_alone_for_so_long() -> None:
+    async def provider(now: float, in_flight: int) -> CallError | None:
+        await asyncio.sleep(0.01)
+        return CallTransient("503", 30.0) if now < 5 else None
+
+    log, _, _ = simulated(Limits(), 4, 20, provider)
+    assert len([t for t in log.started if t < 30]) == 4
+    assert log.answered == 20
+
+
+def test_a_busy_provider_that_asks_for_an_hour_ends_the_run() -> None:
+    async def provider(now: float, in_flight: int) -> CallError | None:
+        return CallTransient("503", 3600.0)
+
+    with pytest.raises(ProviderDown, match=r"wait for 60 minutes \(503\)"):
+        simulated(Limits(), 2, 5, provider)
+
+
 def test_refusals_that_come_together_and_say_no_time_are_one_refusal() -> None:
     """20 calls a second and 5 at once, by a provider that never says how long to wait."""
     level, at = 5.0, 0.0

@@ -301,23 +301,37 @@ def test_anthropic_an_answer_that_cannot_be_read_is_paid_for_all_the_same(
     assert cast(CallError, found).paid is paid
 
 
+WAITS = [
+    ("3", 3.0),
+    ("0.5", 0.5),
+    (None, None),
+    ("Wed, 21 Oct 2026", None),
+    ("Wed, 21 Oct 2026 07:28:30 GMT", 30.0),
+    ("Wed, 21 Oct 2026 07:27:30 GMT", 0.0),
+    ("-3", None),
+    ("nan", None),
+    ("soon", None),
+]
+
+
 @pytest.mark.parametrize("provider", PROVIDERS)
-@pytest.mark.parametrize(
-    ("header", "wait_s"), [("3", 3.0), ("0.5", 0.5), (None, None), ("Wed, 21 Oct 2026", None)]
-)
-def test_a_rate_limit_carries_the_wait_that_the_provider_names(
+@pytest.mark.parametrize("status", [429, 503])
+@pytest.mark.parametrize(("header", "wait_s"), WAITS)
+def test_a_refusal_carries_the_wait_that_the_provider_names(
     server: Server,
     monkeypatch: pytest.MonkeyPatch,
     provider: str,
+    status: int,
     header: str | None,
     wait_s: float | None,
 ) -> None:
+    server.date = "Wed, 21 Oct 2026 07:28:00 GMT"
     headers = {} if header is None else {"retry-after": header}
-    server.script = [Script(429, error("rate_limit_error"), headers)]
+    server.script = [Script(status, error("busy"), headers)]
     model = model_of(provider, server, monkeypatch)
     found = failure(model)
-    assert isinstance(found, CallRateLimited)
-    assert found.wait_s == wait_s
+    assert isinstance(found, CallRateLimited) == (status == 429)
+    assert cast(CallTransient, found).wait_s == wait_s
 
 
 @pytest.mark.parametrize("provider", ["openai", "served"])

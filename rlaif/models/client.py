@@ -14,7 +14,6 @@ from rlaif.callstore import CallStore, call_key
 from rlaif.errors import (
     AskingStopped,
     CallError,
-    CallRateLimited,
     CallTransient,
 )
 from rlaif.models.base import ChatModel
@@ -357,7 +356,7 @@ class Client:
         return self._wait_after(error, state.attempt_number + 1)
 
     def _wait_after(self, error: BaseException | None, attempts: int) -> float:
-        if isinstance(error, CallRateLimited) and error.wait_s is not None:
+        if isinstance(error, CallTransient) and error.wait_s is not None:
             return 0.0  # the limiter holds all calls back for so long
         if self.model.outlives:
             return 0.0  # what goes into a batch should come together

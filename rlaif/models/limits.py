@@ -221,16 +221,21 @@ class Limiter:
                 wait_s = backoff_s(self._backoff, min(self._refused_in_a_row, 10))
         elif wait_s is None:
             return
+        self._wait_as_told(wait_s, error)
+
+    def _wait_as_told(self, wait_s: float, error: CallTransient) -> None:
         if wait_s > self._limits.longest_wait_s:
             self._down = (
                 f"the provider asks to wait for {_minutes(wait_s)} ({error}); {GOES_ON} then"
             )
-            return
-        self._pace.pause(wait_s, f"the provider asks us to ({error})", self._now)
+        else:
+            self._pace.pause(wait_s, f"the provider asks us to ({error})", self._now)
 
     def _failed(self, error: CallTransient, *, first: bool) -> None:
         if self._probes and self._pace.is_paused(self._now):
             return  # it was in flight before: only the call that comes next is a probe
+        if error.wait_s is not None:
+            self._wait_as_told(error.wait_s, error)
         self._failures_in_a_row += first
         if self._probes or self._failures_in_a_row >= FAILURES:
             self._probe(error)
