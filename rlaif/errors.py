@@ -64,6 +64,11 @@ class CallError(RlaifError):
 
     reason = "call_failed"
 
+    def __init__(self, message: str, *, paid: bool = False) -> None:
+        """`paid`: the model has answered, and we can make nothing of it."""
+        super().__init__(message)
+        self.paid = paid
+
 
 class CallRejected(CallError):
     """The provider will answer the same again: bad request, unknown model, wrong key."""
@@ -72,19 +77,20 @@ class CallRejected(CallError):
 
 
 class CallTransient(CallError):
-    """The provider may answer next time: timeout, 5xx, cut connection."""
+    """The provider may answer next time: timeout, 5xx, cut connection. It asks us to wait `wait_s`
+    seconds (None: it did not say how long)."""
 
     reason = "transient"
 
+    def __init__(self, message: str, wait_s: float | None = None, *, paid: bool = False) -> None:
+        super().__init__(message, paid=paid)
+        self.wait_s = wait_s
+
 
 class CallRateLimited(CallTransient):
-    """The provider asks us to wait `wait_s` seconds (None: it did not say how long)."""
+    """The provider is asked too much."""
 
     reason = "rate_limited"
-
-    def __init__(self, message: str, wait_s: float | None = None) -> None:
-        super().__init__(message)
-        self.wait_s = wait_s
 
 
 class AskingStopped(RlaifError):

@@ -35,6 +35,8 @@ class Server(http.server.ThreadingHTTPServer):
         self.rule: Callable[[Seen], Script] | None = None
         """Answers what the script does not."""
         self.seen: list[Seen] = []
+        self.date = ""
+        """What its clock says (empty: the time), in every answer."""
 
     @property
     def url(self) -> str:
@@ -67,6 +69,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.close_connection = True
 
     do_GET = do_POST
+
+    def date_time_string(self, timestamp: float | None = None) -> str:
+        return self.server.date or super().date_time_string(timestamp)
 
     def log_message(self, *args: object) -> None:
         pass

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
 from conftest import chat_request
+from virtual_time import in_virtual_time
 
 from rlaif.callstore import CallStore, call_key
 from rlaif.errors import (
@@ -105,6 +105,7 @@ def ask(store: CallStore) -> Ask:
         advance: Callable[[int, str], None] = lambda done, note: None,
         before: Callable[[], Awaitable[None]] | None = None,
         gate: Gate | None = None,
+        price: Price = CENT,
     ) -> list[Answer]:
         async def main() -> list[Answer]:
             client = Client(
@@ -114,7 +115,7 @@ def ask(store: CallStore) -> Ask:
                 concurrency=concurrency,
                 attempts=attempts,
                 gate=gate,
-                price=CENT,
+                price=price,
             )
             try:
                 return await client.ask_all([chat_request(t) for t in texts], advance, before)
@@ -182,11 +183,18 @@ def test_after_the_last_attempt_the_failure_is_the_answer_and_is_not_stored(
     assert texts(ask(Scripted(), "a")) == ["A"]
 
 
-def test_a_rate_limit_waits_for_as_long_as_it_is_told(ask: Ask) -> None:
-    model = Scripted({"a": [CallRateLimited("429", wait_s=0.3), CallRateLimited("429", wait_s=0)]})
-    begin = time.monotonic()
-    assert texts(ask(model, "a")) == ["A"]
-    assert time.monotonic() - begin >= 0.3
+@pytest.mark.parametrize("kind", [CallRateLimited, CallTransient])
+def test_a_call_that_is_told_how_long_to_wait_waits_for_so_long(
+    store: CallStore, kind: type[CallTransient]
+) -> None:
+    model = Scripted({"a": [kind("busy", wait_s=told) for told in (30, 0, 0, 0, 20, 0, 0, 0)]})
+
+    async def main() -> float:
+        client = Client(model, store, Bill(), concurrency=4, attempts=9)
+        assert texts([await client.ask(chat_request("a"))]) == ["A"]
+        return asyncio.get_running_loop().time()
+
+    assert in_virtual_time(main) == pytest.approx(50, abs=0.1)
 
 
 def test_a_rate_limit_that_says_no_time_backs_off(ask: Ask, slept: list[float]) -> None:
@@ -323,6 +331,46 @@ def test_money_stops_asking_after_what_was_in_flight(ask: Ask, store: CallStore)
     assert len(store) == model.asked.total()
 
 
+def test_money_is_set_aside_for_what_is_in_flight_so_the_limit_holds_in_batches_too(
+    ask: Ask, store: CallStore
+) -> None:
+    """A thousand calls would go out together: by what each may cost at most (8 tokens of $0.001,
+    half of it in a batch) 25 of them fit into 10.1 cents, then what their real 3 tokens leave."""
+
+    class Batched(Scripted):
+        outlives = True
+        window = 1000
+
+        async def ask(self, request: ChatRequest) -> ChatReply:
+            reply = await super().ask(request)
+            return reply.model_copy(update={"batched": True})
+
+    model = Batched(pause_s=0.02)
+    gate = Gate(Budget(max_usd=0.101))
+    price = Price(input=0.0, output=1000.0)
+    with pytest.raises(AskingStopped, match=r"--max-usd: 0\.09\d\d of 0\.101 US dollars are spent"):
+        ask(model, *map(str, range(1000)), gate=gate, price=price)
+    assert model.most_in_flight == 25
+    assert 0.101 - 0.004 < gate.usd <= 0.101
+    assert len(store) == model.asked.total() == round(gate.usd / 0.0015)
+
+
+def test_a_call_that_alone_may_cost_more_than_the_budget_is_not_made(ask: Ask) -> None:
+    model = Scripted()
+    with pytest.raises(AskingStopped, match=r"one call may cost 0\.0080"):
+        ask(model, "a", gate=Gate(Budget(max_usd=0.007)), price=Price(input=0.0, output=1000.0))
+    assert model.asked == {}
+
+
+def test_calls_that_fail_give_back_what_was_set_aside_for_them(
+    ask: Ask, slept: list[float]
+) -> None:
+    model = Scripted({"a": [CallTransient("500")] * 3, "b": [CallRejected("400")]})
+    gate = Gate(Budget(max_usd=0.012))
+    found = ask(model, "a", "b", "c", gate=gate, price=Price(input=0.0, output=1000.0))
+    assert texts(found) == ["CallTransient", "CallRejected", "C"]
+
+
 def test_minutes_stop_asking(ask: Ask, store: CallStore) -> None:
     now = [0.0]
     gate = Gate(Budget(max_minutes=1), clock=lambda: now[0])
@@ -334,6 +382,56 @@ def test_minutes_stop_asking(ask: Ask, store: CallStore) -> None:
     with pytest.raises(AskingStopped, match="--max-minutes: 1 are over"):
         ask(model, *"abcdefgh", gate=gate, concurrency=1, advance=advance)
     assert 3 <= len(store) == model.asked.total() < 8
+
+
+def test_an_answer_that_nobody_can_read_is_paid_for_and_counts(
+    ask: Ask, slept: list[float]
+) -> None:
+    """8 tokens at $0.001 are as many as it may have had."""
+    unread = [CallTransient("no choices", paid=True), CallRejected("no usage", paid=True)]
+    model, gate, bill = Scripted({"a": [*unread]}), Gate(), Bill()
+    price = Price(input=0.0, output=1000.0)
+    found = ask(model, "a", "b", bill=bill, gate=gate, price=price, concurrency=1)
+    assert texts(found) == ["CallRejected", "B"]
+    assert gate.calls == 3
+    assert gate.usd == bill.usd == pytest.approx(2 * 0.008 + 0.003)
+    assert (bill.calls_made, bill.calls_failed) == (1, 1)
+
+
+def timed_out(store: CallStore, model: ChatModel, *questions: str) -> float:
+    """Asks with a budget of six seconds; how many the client took to say that they are over."""
+
+    async def main() -> float:
+        now = asyncio.get_running_loop().time
+        gate = Gate(Budget(max_minutes=0.1), clock=now)
+        client = Client(model, store, Bill(), concurrency=2, attempts=9, gate=gate)
+        try:
+            with pytest.raises(AskingStopped, match=r"--max-minutes: 0\.1 are over"):
+                await client.ask_all([chat_request(t) for t in questions], lambda done, note: None)
+            return now()
+        finally:
+            await client.drain()
+
+    return in_virtual_time(main)
+
+
+@pytest.mark.parametrize("error", [CallRateLimited("429", 500.0), CallTransient("500")])
+def test_minutes_end_a_run_that_waits_for_a_provider(store: CallStore, error: CallError) -> None:
+    model = Scripted({"a": [error] * 99}, pause_s=0.5)
+    # It may have been in flight just then, and is not tried again.
+    assert 6 <= timed_out(store, model, "a", "b", "c") < 6.6
+    assert store.get(call_key(chat_request("b"))) is not None
+
+
+def test_minutes_end_a_run_that_waits_for_a_batch(store: CallStore) -> None:
+    model = Scripted(pause_s=9000)
+    model.outlives = True
+    assert timed_out(store, model, "a", "b", "c") == pytest.approx(6, abs=0.1)
+
+
+def test_minutes_leave_what_is_in_flight_to_be_answered_and_stored(store: CallStore) -> None:
+    assert timed_out(store, Scripted(pause_s=4), *"abcdef") == pytest.approx(8, abs=0.1)
+    assert len(store) == 4
 
 
 def test_a_cancelled_run_keeps_what_it_has_paid_for(store: CallStore) -> None:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import selectors
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from pathlib import Path
 
 import pytest
+from conftest import chat_request
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from virtual_time import in_virtual_time
 
+from rlaif.callstore import CallStore
 from rlaif.errors import (
     CallError,
     CallRateLimited,
@@ -18,33 +22,13 @@ from rlaif.errors import (
     CallTransient,
     ProviderDown,
 )
-from rlaif.models.buckets import Told, told_by
+from rlaif.models.buckets import Pace, Told, told_by
+from rlaif.models.client import Bill
 from rlaif.models.limits import FAILURES, FIRST_REFUSALS, Limiter, Limits
+from rlaif.models.pool import ModelConfig, ModelPool
 
-T = TypeVar("T")
 Provider = Callable[[float, int], Awaitable[CallError | None]]
 """Time and calls in flight -> what becomes of a call."""
-
-
-class Jumping(selectors.DefaultSelector):  # type: ignore[misc, valid-type]
-    """Sleeps by moving the clock."""
-
-    now = 0.0
-
-    def select(self, timeout: float | None = None) -> Any:
-        self.now += timeout or 0.0
-        return super().select(0)
-
-
-def in_virtual_time(main: Callable[[], Awaitable[T]]) -> T:
-    selector = Jumping()
-
-    class Loop(asyncio.SelectorEventLoop):
-        def time(self) -> float:
-            return selector.now
-
-    with asyncio.Runner(loop_factory=lambda: Loop(selector)) as runner:
-        return runner.run(main())  # type: ignore[arg-type]
 
 
 class Log:
@@ -217,6 +201,76 @@ def test_anthropics_times_are_read() -> None:
     assert told.full_in_s > 1e9
 
 
+@pytest.mark.parametrize("behind_s", [-3600, 0, 3600])
+def test_a_wrong_clock_of_ours_makes_no_wait_longer_or_shorter(behind_s: int) -> None:
+    theirs = datetime.now(UTC) + timedelta(seconds=behind_s)
+    headers = {
+        "date": format_datetime(theirs, usegmt=True),
+        "anthropic-ratelimit-requests-limit": "50",
+        "anthropic-ratelimit-requests-remaining": "0",
+        "anthropic-ratelimit-requests-reset": (theirs + timedelta(seconds=60)).isoformat(),
+    }
+    (told,) = told_by(headers)
+    assert told.full_in_s == pytest.approx(60, abs=2)
+
+
+def test_a_date_that_is_none_leaves_our_own_clock() -> None:
+    headers = {
+        "date": "yesterday",
+        "anthropic-ratelimit-requests-limit": "50",
+        "anthropic-ratelimit-requests-remaining": "0",
+        "anthropic-ratelimit-requests-reset": (datetime.now(UTC) + timedelta(hours=1)).isoformat(),
+    }
+    (told,) = told_by(headers)
+    assert told.full_in_s == pytest.approx(3600, abs=2)
+
+
+def test_a_limit_that_lets_nothing_in_for_hours_ends_the_run_and_says_so() -> None:
+    async def main() -> float:
+        limiter = Limiter(Limits(), concurrency=4)
+        limiter.heard(only(remaining=0, reset="24h"))
+        with pytest.raises(ProviderDown, match=r"limit of requests .* 1440 minutes; all that"):
+            await limiter.enter(1)
+        return asyncio.get_running_loop().time()
+
+    assert in_virtual_time(main) < 1
+
+
+def test_long_waits_are_said_once_with_their_reason(capsys: pytest.CaptureFixture[str]) -> None:
+    async def by_headers() -> None:
+        limiter = Limiter(Limits(), concurrency=4)
+        limiter.heard(only(remaining=0, reset="80s"))
+        await asyncio.gather(*(limiter.enter(1) for _ in range(2)))
+
+    async def by_refusal() -> None:
+        limiter = Limiter(Limits(adapt=False), concurrency=4)
+        for _ in range(4):
+            await limiter.enter(1)
+        limiter.leave(CallRateLimited("slow down", 40.0), 1, 0, 0.1)
+        waiting = asyncio.gather(*(limiter.enter(1) for _ in range(4)))
+        await asyncio.sleep(10)
+        limiter.leave(CallRateLimited("slow down", 5.0), 1, 0, 20.0)
+        limiter.leave(None, 1, 0, 20.0)
+        limiter.leave(None, 1, 0, 20.0)
+        await waiting
+
+    in_virtual_time(by_headers)
+    said = "waiting 80 s: the provider's limit of requests"
+    assert capsys.readouterr().err.splitlines() == [said, said]
+    in_virtual_time(by_refusal)
+    said = "waiting 40 s: the provider asks us to (slow down)"
+    assert capsys.readouterr().err.splitlines() == [said]
+
+
+def only(remaining: int, reset: str) -> dict[str, str]:
+    """OpenAI's headers of a limit of a single call."""
+    return {
+        "x-ratelimit-limit-requests": "1",
+        "x-ratelimit-remaining-requests": str(remaining),
+        "x-ratelimit-reset-requests": reset,
+    }
+
+
 def test_one_refusal_holds_back_all_calls_for_as_long_as_it_says() -> None:
     async def provider(now: float, in_flight: int) -> CallError | None:
         await asyncio.sleep(0.01)
@@ -226,6 +280,51 @@ def test_one_refusal_holds_back_all_calls_for_as_long_as_it_says() -> None:
     assert len([t for t in log.started if t < 7.5]) == 4
     assert min(t for t in log.started if t > 1) == pytest.approx(7.51, abs=0.02)
     assert log.answered == 20
+
+
+def test_a_busy_provider_that_says_how_long_is_left_alone_for_so_long() -> None:
+    async def provider(now: float, in_flight: int) -> CallError | None:
+        await asyncio.sleep(0.01)
+        return CallTransient("503", 30.0) if now < 5 else None
+
+    log, _, _ = simulated(Limits(), 4, 20, provider)
+    assert len([t for t in log.started if t < 30]) == 4
+    assert log.answered == 20
+
+
+def test_a_busy_provider_that_asks_for_an_hour_ends_the_run() -> None:
+    async def provider(now: float, in_flight: int) -> CallError | None:
+        return CallTransient("503", 3600.0)
+
+    with pytest.raises(ProviderDown, match=r"wait for 60 minutes \(503\)"):
+        simulated(Limits(), 2, 5, provider)
+
+
+def test_refusals_that_come_together_and_say_no_time_are_one_refusal() -> None:
+    """20 calls a second and 5 at once, by a provider that never says how long to wait."""
+    level, at = 5.0, 0.0
+
+    async def provider(now: float, in_flight: int) -> CallError | None:
+        nonlocal level, at
+        level, at = min(5.0, level + 20 * (now - at)), now
+        refused = level < 1
+        level -= 0 if refused else 1
+        await asyncio.sleep(0.02)
+        return CallRateLimited("slow down") if refused else None
+
+    log, _, seconds = simulated(Limits(), 64, 400, provider)
+    assert log.answered == 400
+    assert seconds < 3 * 400 / 20
+
+
+def test_refusals_that_say_no_time_and_go_on_hold_back_longer_each_time() -> None:
+    async def provider(now: float, in_flight: int) -> CallError | None:
+        await asyncio.sleep(0.01)
+        return CallRateLimited("slow down") if now < 60 else None
+
+    log, _, _ = simulated(Limits(), 16, 20, provider)
+    assert log.answered == 20
+    assert len([1 for t in log.started if t < 60]) < 80
 
 
 def test_a_wait_of_an_hour_ends_the_run_and_says_so() -> None:
@@ -376,3 +475,39 @@ def test_failures_in_passing_do_not_narrow_the_window_and_refusals_do_for_a_whil
     assert log.answered == 4000
     assert 14 <= limiter.window <= 22
     assert seconds <= 4000 / (20 / 0.1) / 0.6
+
+
+def test_two_stages_that_ask_one_model_share_its_limits_and_its_pauses(tmp_path: Path) -> None:
+    """120 calls a minute are 2 a second at once and 118 a minute then, whoever asks."""
+    config = ModelConfig(model="fake/policy", limits=Limits(requests_per_minute=120))
+    other = config.model_copy(update={"model": "fake/shorter"})
+
+    async def asked(run: str, *configs: ModelConfig) -> float:
+        with CallStore(tmp_path / f"{run}.sqlite") as store:
+            pool = ModelPool(store, tmp_path, {})
+
+            async def stage(number: int, config: ModelConfig) -> None:
+                async with pool.open(config, "policy.model", Bill()) as client:
+                    requests = [chat_request(f"{number}.{i}?") for i in range(60)]
+                    await client.ask_all(requests, lambda done, note: None)
+
+            await asyncio.gather(*(stage(i, c) for i, c in enumerate(configs)))
+            return asyncio.get_running_loop().time()
+
+    alone = in_virtual_time(lambda: asked("alone", config))
+    assert alone == pytest.approx(58 * 60 / 118, abs=1)
+    assert in_virtual_time(lambda: asked("apart", config, other)) == pytest.approx(alone, abs=1)
+    both = in_virtual_time(lambda: asked("both", config, config))
+    assert both == pytest.approx(118 * 60 / 118, abs=1)
+
+
+def test_of_two_limits_for_one_model_the_lower_holds_for_both_stages() -> None:
+    async def main() -> float:
+        pace = Pace()
+        for most in (600, 60):
+            Limiter(Limits(requests_per_minute=most), concurrency=9, pace=pace)
+        limiter = Limiter(Limits(requests_per_minute=600), concurrency=9, pace=pace)
+        await ask_many(limiter, 60, quick, Log())
+        return asyncio.get_running_loop().time()
+
+    assert in_virtual_time(main) == pytest.approx(60, abs=2)

@@ -226,7 +226,6 @@ FAILURES = [
     (Script(200, "no JSON at all"), CallTransient),
     (Script(200, {"object": "something else"}), CallTransient),
     (Script(200, []), CallTransient),
-    (Script(200, completion("Hi", usage=None)), CallTransient),
     (Script(200, message("Hi", usage=None, content=None)), CallTransient),
 ]
 NAMES = [f"{script.status}-{i}" for i, (script, _) in enumerate(FAILURES)]
@@ -254,23 +253,85 @@ def test_every_failure_is_of_its_kind(
     assert len(server.seen) == 1, "the SDK must not retry: the client does"
 
 
-@pytest.mark.parametrize("provider", PROVIDERS)
-@pytest.mark.parametrize(
-    ("header", "wait_s"), [("3", 3.0), ("0.5", 0.5), (None, None), ("Wed, 21 Oct 2026", None)]
-)
-def test_a_rate_limit_carries_the_wait_that_the_provider_names(
+OPENAI_UNREAD = [
+    (completion("Hi", usage=None), CallRejected, True),
+    (completion("Hi", usage={"prompt_tokens": 3}), CallRejected, True),
+    (completion("Hi", "Ho"), CallRejected, True),
+    (completion("Hi", choices=[{"message": None}]), CallTransient, True),
+    (completion(), CallTransient, False),
+    (error("upstream_error"), CallTransient, False),
+]
+
+
+@pytest.mark.parametrize("provider", ["openai", "served"])
+@pytest.mark.parametrize(("body", "kind", "paid"), OPENAI_UNREAD)
+def test_openai_an_answer_that_cannot_be_read_is_paid_for_all_the_same(
     server: Server,
     monkeypatch: pytest.MonkeyPatch,
     provider: str,
+    body: Any,
+    kind: type[CallError],
+    paid: bool,
+) -> None:
+    server.script = [Script(body=body)]
+    found = failure(model_of(provider, server, monkeypatch))
+    assert type(found) is kind
+    assert cast(CallError, found).paid is paid
+
+
+ANTHROPIC_UNREAD = [
+    (message("Hi", usage=None), CallRejected, True),
+    (tool_call({"verdict": float("nan")}), CallTransient, True),
+    (message("Hi", content=None), CallTransient, False),
+    (error("upstream_error"), CallTransient, False),
+]
+
+
+@pytest.mark.parametrize(("body", "kind", "paid"), ANTHROPIC_UNREAD)
+def test_anthropic_an_answer_that_cannot_be_read_is_paid_for_all_the_same(
+    server: Server,
+    monkeypatch: pytest.MonkeyPatch,
+    body: Any,
+    kind: type[CallError],
+    paid: bool,
+) -> None:
+    server.script = [Script(body=body)]
+    found = failure(anthropic_model(server, monkeypatch))
+    assert type(found) is kind
+    assert cast(CallError, found).paid is paid
+
+
+WAITS = [
+    ("3", 3.0),
+    ("0.5", 0.5),
+    (None, None),
+    ("Wed, 21 Oct 2026", None),
+    ("Wed, 21 Oct 2026 07:28:30 GMT", 30.0),
+    ("Wed, 21 Oct 2026 07:27:30 GMT", 0.0),
+    ("-3", None),
+    ("nan", None),
+    ("soon", None),
+]
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+@pytest.mark.parametrize("status", [429, 503])
+@pytest.mark.parametrize(("header", "wait_s"), WAITS)
+def test_a_refusal_carries_the_wait_that_the_provider_names(
+    server: Server,
+    monkeypatch: pytest.MonkeyPatch,
+    provider: str,
+    status: int,
     header: str | None,
     wait_s: float | None,
 ) -> None:
+    server.date = "Wed, 21 Oct 2026 07:28:00 GMT"
     headers = {} if header is None else {"retry-after": header}
-    server.script = [Script(429, error("rate_limit_error"), headers)]
+    server.script = [Script(status, error("busy"), headers)]
     model = model_of(provider, server, monkeypatch)
     found = failure(model)
-    assert isinstance(found, CallRateLimited)
-    assert found.wait_s == wait_s
+    assert isinstance(found, CallRateLimited) == (status == 429)
+    assert cast(CallTransient, found).wait_s == wait_s
 
 
 @pytest.mark.parametrize("provider", ["openai", "served"])

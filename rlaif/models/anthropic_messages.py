@@ -176,7 +176,9 @@ def _classify(error: anthropic.APIError, secret: str) -> Exception:
     if isinstance(error, anthropic.NotFoundError):
         return SetupError(f"the provider does not know this model: {said}")
     if isinstance(error, anthropic.RateLimitError):
-        return CallRateLimited(said, retry_after_s(error.response.headers.get("retry-after")))
-    if isinstance(error, anthropic.APIStatusError) and is_final(error.status_code):
+        return CallRateLimited(said, retry_after_s(lower_names(error.response.headers)))
+    if not isinstance(error, anthropic.APIStatusError):
+        return CallTransient(said)
+    if is_final(error.status_code):
         return CallRejected(said)
-    return CallTransient(said)
+    return CallTransient(said, retry_after_s(lower_names(error.response.headers)))

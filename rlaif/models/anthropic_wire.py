@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rlaif.errors import CallTransient
+from rlaif.errors import CallRejected, CallTransient
 from rlaif.files import canonical
 from rlaif.models.base import verdict_schema
 from rlaif.types import ChatReply, ChatRequest, Choice, SharedMessage
@@ -72,7 +72,9 @@ def _content(text: str, shared: int) -> str | list[dict[str, Any]]:
 
 
 def reply_of(message: Any) -> ChatReply:
-    """The answer in a message. Raises CallTransient for what is none."""
+    """The answer in a message. Raises CallTransient for what is none, and CallRejected for one
+    without usage."""
+    given = bool(isinstance(message, dict) and message.get("content"))
     try:
         blocks = message["content"]
         # Two verdicts stand on two lines, which is no JSON object: neither counts.
@@ -82,11 +84,15 @@ def reply_of(message: Any) -> ChatReply:
             if block["type"] == "tool_use" and block["name"] == VERDICT
         ) or "".join(block["text"] for block in blocks if block["type"] == "text")
         stop = message["stop_reason"] or "stop"
+        choice = Choice(text=text, finish_reason=FINISH.get(stop, stop))
+    except (LookupError, AttributeError, TypeError, ValueError) as e:
+        raise CallTransient("the answer is not a message of the Messages API", paid=given) from e
+    try:
         usage: Mapping[str, Any] = message["usage"]
         read = usage.get("cache_read_input_tokens") or 0
         written = usage.get("cache_creation_input_tokens") or 0
         return ChatReply(
-            choices=(Choice(text=text, finish_reason=FINISH.get(stop, stop)),),
+            choices=(choice,),
             # The API leaves what a cache served or took out of its input_tokens.
             prompt_tokens=usage["input_tokens"] + read + written,
             completion_tokens=usage["output_tokens"],
@@ -94,4 +100,4 @@ def reply_of(message: Any) -> ChatReply:
             cache_write_tokens=written,
         )
     except (LookupError, AttributeError, TypeError, ValueError) as e:
-        raise CallTransient("the answer is not a message of the Messages API") from e
+        raise CallRejected("the answer does not say what it used (usage)", paid=True) from e

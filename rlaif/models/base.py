@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC
+from email.utils import parsedate_to_datetime
 from typing import Any
 
+from rlaif.models.buckets import provider_time
 from rlaif.types import ChatReply, ChatRequest
 
 
@@ -66,12 +69,21 @@ class ChatModel(ABC):
         """Give connections back. The default has none."""
 
 
-def retry_after_s(header: str | None) -> float | None:
-    """Seconds from a Retry-After header; None if it is absent or a date."""
-    try:
-        return float(header) if header is not None else None
-    except ValueError:
+def retry_after_s(headers: Mapping[str, str]) -> float | None:
+    """Seconds that the Retry-After of a response says (names in lower case), as a number or as a
+    time (RFC 9110, section 10.2.3); None: nothing that can be read."""
+    said = headers.get("retry-after")
+    if said is None:
         return None
+    try:
+        seconds = float(said)
+    except ValueError:
+        try:
+            then = parsedate_to_datetime(said).astimezone(UTC)
+        except ValueError:
+            return None
+        return max(0.0, (then - provider_time(headers)).total_seconds())
+    return seconds if 0 <= seconds < float("inf") else None
 
 
 def lower_names(headers: Mapping[str, str]) -> dict[str, str]:

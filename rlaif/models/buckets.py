@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
 from typing import NamedTuple
+
+from rlaif.progress import say
 
 MINUTE_S = 60.0
 PARTS = ("limit", "remaining", "reset")
 """How the headers of one limit end."""
+SAID_S = 10.0
+"""A wait of so long is said."""
+CLOCKS = timedelta(seconds=2)
+"""A provider's Date is of whole seconds: what is as near as this is our own time, better told."""
 UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
@@ -85,6 +92,80 @@ class Bucket:
         self._at = now
 
 
+class Held(NamedTuple):
+    """What a call must wait for."""
+
+    seconds: float
+    why: str
+    told: bool
+    """Whether it is a limit of which the provider's headers tell."""
+
+
+class Pace:
+    """What holds back all who ask one model: the user's limits, the provider's, and pauses."""
+
+    def __init__(self) -> None:
+        self._buckets: dict[str, Bucket] = {}
+        self._told: set[str] = set()
+        """Which of them are the provider's."""
+        self._paused_until = float("-inf")
+        self._paused_for = ""
+        self._said_until = float("-inf")
+
+    def limit(self, field: str, most: int | None) -> None:
+        """Takes over what the user allows a minute: requests, or tokens."""
+        name = f"{field} is {most}"
+        if most is not None and name not in self._buckets:
+            self._buckets[name] = Bucket.a_minute(most, tokens="tokens" in field)
+
+    def heard(self, headers: Mapping[str, str], now: float) -> None:
+        """Takes over what a provider tells of its limits."""
+        for told in told_by(headers):
+            bucket = self._buckets.get(told.kind)
+            if bucket is None:
+                self._buckets[told.kind] = Bucket.as_told(told, now)
+                self._told.add(told.kind)
+            else:
+                bucket.adopt(told, now)
+
+    def pause(self, seconds: float, why: str, now: float) -> None:
+        """Lets nothing in for so long."""
+        if now + seconds > self._paused_until:
+            self._paused_until, self._paused_for = now + seconds, why
+
+    def is_paused(self, now: float) -> bool:
+        """Whether a pause is not over."""
+        return now < self._paused_until
+
+    def held(self, tokens: int, now: float) -> Held | None:
+        """What a call of so many tokens must wait for; None: nothing."""
+        if self._paused_until > now:
+            held = Held(self._paused_until - now, self._paused_for, told=False)
+        else:
+            wait_s, kind = 0.0, ""
+            for name, bucket in self._buckets.items():
+                if (own := bucket.wait_s(tokens, now)) > wait_s:
+                    wait_s, kind = own, name
+            if not kind:
+                return None
+            told = kind in self._told
+            held = Held(wait_s, f"the provider's limit of {kind}" if told else kind, told)
+        if held.seconds >= SAID_S and now + held.seconds > self._said_until + 1:
+            self._said_until = now + held.seconds
+            say(f"waiting {held.seconds:.0f} s: {held.why}")
+        return held
+
+    def take(self, tokens: int, now: float) -> None:
+        """One call goes."""
+        for bucket in self._buckets.values():
+            bucket.take(tokens, now)
+
+    def correct(self, unused: int) -> None:
+        """A call has used so many tokens less than was guessed."""
+        for bucket in self._buckets.values():
+            bucket.correct(unused)
+
+
 def told_by(headers: Mapping[str, str]) -> Iterator[Told]:
     """The limits in the headers of OpenAI (`x-ratelimit-limit-requests`, times like `6m0.5s`) and
     of Anthropic (`anthropic-ratelimit-requests-limit`, times as RFC 3339). Names in lower case."""
@@ -95,7 +176,7 @@ def told_by(headers: Mapping[str, str]) -> Iterator[Told]:
     # the limit that it tells of both together is the one that is kept.
     for kind in ("requests", "tokens"):
         three = [headers.get(f"anthropic-ratelimit-{kind}-{part}") for part in PARTS]
-        yield from _told(kind, three, _until_s)
+        yield from _told(kind, three, lambda text: _until_s(text, provider_time(headers)))
 
 
 def _told(kind: str, three: list[str | None], seconds: Callable[[str], float]) -> Iterator[Told]:
@@ -119,7 +200,17 @@ def _span_s(text: str) -> float:
     return sum(float(n) * UNITS_S[unit] for n, unit in re.findall(r"([\d.]+)(ms|[smhd])", text))
 
 
-def _until_s(text: str) -> float:
-    """Seconds from now to a time as RFC 3339."""
+def _until_s(text: str, now: datetime) -> float:
+    """Seconds from `now` to a time as RFC 3339."""
     then = datetime.fromisoformat(text.replace("Z", "+00:00"))
-    return max(0.0, (then - datetime.now(UTC)).total_seconds())
+    return max(0.0, (then - now).total_seconds())
+
+
+def provider_time(headers: Mapping[str, str]) -> datetime:
+    """The time by the clock of whoever sent these headers, names in lower case."""
+    ours = datetime.now(UTC)
+    try:
+        theirs = parsedate_to_datetime(headers["date"]).astimezone(UTC)
+    except (KeyError, ValueError):
+        return ours
+    return theirs if abs(theirs - ours) > CLOCKS else ours

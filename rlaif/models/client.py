@@ -14,10 +14,10 @@ from rlaif.callstore import CallStore, call_key
 from rlaif.errors import (
     AskingStopped,
     CallError,
-    CallRateLimited,
     CallTransient,
 )
 from rlaif.models.base import ChatModel
+from rlaif.models.buckets import Pace
 from rlaif.models.flow import flow
 from rlaif.models.gate import Gate
 from rlaif.models.limits import Limiter, Limits, backoff_s, guessed_tokens
@@ -62,6 +62,10 @@ class Bill:
         self.completion_tokens += reply.completion_tokens
         self.cached_tokens += reply.cached_tokens
 
+    def add_unread(self, usd: float | None) -> None:
+        """The model has answered, and nothing can be made of it: what that may have cost."""
+        self.usd = None if usd is None or self.usd is None else self.usd + usd
+
     def add(self, other: Bill) -> None:
         """Takes over what another bill counts."""
         self.calls_made += other.calls_made
@@ -92,11 +96,12 @@ class Client:
         attempts: int,
         longest_wait_s: float = 60.0,
         limits: Limits | None = None,
+        pace: Pace | None = None,
         gate: Gate | None = None,
         price: Price | None = None,
     ) -> None:
         """`longest_wait_s` bounds the wait between two attempts of one call where the provider does
-        not say how long to wait. `price` None: not known."""
+        not say how long to wait. `pace`: of all clients of this model. `price` None: not known."""
         self.model = model
         self.bill = bill
         self.window = model.window or 4 * concurrency
@@ -110,7 +115,12 @@ class Client:
             wait=self._wait_s,
             reraise=True,
         )
-        self._limiter = Limiter(limits or Limits(), concurrency=model.window or concurrency)
+        if model.outlives:
+            # Batches have limits of their own; a model of batches keeps to these for live calls.
+            limits, pace = Limits(adapt=False), None
+        self._limiter = Limiter(
+            limits or Limits(), concurrency=model.window or concurrency, pace=pace
+        )
         self._gate = gate or Gate()
         self._price = price
         self._asking: dict[str, asyncio.Task[Answer]] = {}
@@ -119,6 +129,7 @@ class Client:
         self._made_tokens = 0
         self._checks: dict[Ready, asyncio.Task[None]] = {}
         self._stopped: Exception | None = None
+        self._deadline: asyncio.TimerHandle | None = None
         self._billed: dict[str, None] = {}
         self._unsaved: list[tuple[str, ChatRequest, ChatReply, float]] = []
         self._saved: asyncio.Future[None] | None = None
@@ -176,6 +187,8 @@ class Client:
         """Makes no more calls, and waits for those that were sent: they are paid for."""
         # One that fails now is not tried again.
         self._stopped = self._stopped or AskingStopped("asking has ended")
+        if self._deadline is not None:
+            self._deadline.cancel()
         if self._sent:
             say(f"waiting for {len(self._sent)} calls in flight (Ctrl-C: leave them)")
             await self.model.settle()
@@ -191,7 +204,23 @@ class Client:
         if not task.cancelled():
             task.exception()  # seen, also where nobody waits any more
 
+    def _time_is_over(self) -> None:
+        """Ends the waiting, for a place, for another attempt or for a batch; a call that is in
+        flight is answered."""
+        self._stopped = self._stopped or self._gate.time_is_over()
+        for task in self._asking.values():
+            if self.model.outlives or task not in self._sent:
+                task.cancel()
+
     async def _settle(self, key: str, request: ChatRequest, before: Ready | None) -> Answer:
+        try:
+            return await self._asked(key, request, before)
+        except asyncio.CancelledError:
+            if self._stopped is not None:
+                raise self._stopped from None
+            raise
+
+    async def _asked(self, key: str, request: ChatRequest, before: Ready | None) -> Answer:
         await self._once(self.model.check)
         if before is not None:
             await self._once(before)
@@ -209,6 +238,9 @@ class Client:
             return self._failed(e)
 
     async def _once(self, check: Ready) -> None:
+        if not self._checks and (left_s := self._gate.seconds_left) is not None:
+            loop = asyncio.get_running_loop()
+            self._deadline = loop.call_later(max(left_s, 0.0), self._time_is_over)
         if (task := self._checks.get(check)) is None:
             task = self._checks[check] = asyncio.create_task(_run(check))
         if not task.done() or task.exception() is not None:
@@ -216,32 +248,41 @@ class Client:
 
     async def _attempt(self, key: str, request: ChatRequest, *, first: bool = False) -> Answer:
         """One try. Raises CallTransient; another CallError is the answer."""
-        guess = guessed_tokens(request)
+        prompt, completion = guessed_tokens(request)
+        guess = prompt + completion
         await self._limiter.enter(guess)
         error: CallError | None = None
         tokens, start, seconds = 0, time.monotonic(), 0.0
         task = self._asking[key]
         try:
-            if self._stopped is not None:
-                raise self._stopped
-            self._gate.admit()
+            may_cost = self._may_cost(prompt, completion) if self._gate.counts_money else 0.0
+            await self._gate.admit(may_cost)
+            start = time.monotonic()
             if not self._sent:
                 self._busy_since = start
                 self._begun = self._begun or start
             self._sent.add(task)
             try:
+                if self._stopped is not None:
+                    raise self._stopped
                 reply = _without_secrets(await self.model.ask(request))
-            except BaseException:
-                self._gate.gave_nothing()
+            except BaseException as e:
+                paid = isinstance(e, CallError) and e.paid
+                cost = self._unread(prompt, completion) if paid else None
+                self._gate.settle(may_cost, cost)
                 raise
             finally:
                 seconds = time.monotonic() - start
+            usd = None if self._price is None else self._price.usd(reply)
+            self._gate.settle(may_cost, usd or 0.0)
             tokens = reply.prompt_tokens + reply.completion_tokens
             # The place is kept until the answer is stored: what a kill can lose is what is in
             # flight, and never more than the window.
             await self._save(key, request, reply, seconds)
         except CallTransient as e:
             error = e
+            if self._stopped is not None:
+                raise self._stopped from None
             raise
         except CallError as e:
             error = e
@@ -256,10 +297,21 @@ class Client:
             self._limiter.leave(counted, guess, tokens, seconds, first=first)
             self._left(task)
         self._made_tokens += reply.completion_tokens
-        usd = None if self._price is None else self._price.usd(reply)
-        self._gate.usd += usd or 0.0
         self._bill_once(key, reply, stored=False, usd=usd)
         return reply
+
+    def _may_cost(self, prompt: int, completion: int) -> float:
+        """The most that a call of so many tokens is billed, in US dollars."""
+        if self._price is None:
+            return 0.0
+        batched = self.model.outlives
+        return self._price.usd_of(prompt, completion, written=prompt, batched=batched)
+
+    def _unread(self, prompt: int, completion: int) -> float:
+        """Bills an answer of which nothing can be made by what it may have cost."""
+        usd = self._may_cost(prompt, completion)
+        self.bill.add_unread(None if self._price is None else usd)
+        return usd
 
     def _left(self, task: asyncio.Task[Answer]) -> None:
         if task in self._sent:
@@ -307,7 +359,7 @@ class Client:
         return self._wait_after(error, state.attempt_number + 1)
 
     def _wait_after(self, error: BaseException | None, attempts: int) -> float:
-        if isinstance(error, CallRateLimited) and error.wait_s is not None:
+        if isinstance(error, CallTransient) and error.wait_s is not None:
             return 0.0  # the limiter holds all calls back for so long
         if self.model.outlives:
             return 0.0  # what goes into a batch should come together

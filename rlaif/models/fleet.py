@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from zlib import crc32
 
-from rlaif.errors import CallRateLimited, CallTransient, SetupError
+from rlaif.errors import CallTransient, SetupError
 from rlaif.models.base import ChatModel
 from rlaif.progress import say
 from rlaif.types import ChatReply, ChatRequest
@@ -76,12 +76,8 @@ class Fleet(ChatModel):
             member.model.heard = self.heard
             try:
                 reply = await member.model.ask(request)
-            except CallRateLimited as e:
+            except CallTransient as e:
                 self._rest(member, e.wait_s)
-                if len(tried) == len(self._members):
-                    raise
-            except CallTransient:
-                self._rest(member, None)
                 if len(tried) == len(self._members):
                     raise
             else:

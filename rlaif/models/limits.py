@@ -11,14 +11,14 @@ import tenacity
 from pydantic import Field
 
 from rlaif.errors import CallError, CallRateLimited, CallRejected, CallTransient, ProviderDown
-from rlaif.models.buckets import Bucket, told_by
+from rlaif.models.buckets import Pace
 from rlaif.types import ChatRequest, Record
 
 FAILURES = 20
 """So many calls in a row that fail at their first attempt are a provider that is down. Further
 attempts do not count: a few calls that never pass, at the end of a run, are no such thing."""
 PROBES = 7
-"""Single calls that are tried before a provider is given up: over 1 + 2 + ... + 32 seconds."""
+"""Single calls that are tried before a provider is given up: over 1 + 2 + ... + 64 seconds."""
 FIRST_REFUSALS = 50
 """So many calls refused before any is answered, and all in the same words, are a wrong setup."""
 EPOCH_S = 0.25
@@ -34,7 +34,8 @@ class Limits(Record):
     """How fast one provider may be asked."""
 
     requests_per_minute: int | None = Field(default=None, ge=1)
-    """Most calls a minute; none: what the provider's own headers tell."""
+    """Most calls a minute, of all stages that ask this model together; none: what the provider's
+    own headers tell."""
     tokens_per_minute: int | None = Field(default=None, ge=1)
     """Most tokens a minute, of prompts and answers together; none: what the headers tell."""
     adapt: bool = True
@@ -54,28 +55,32 @@ class Limiter:
     the breaker's.
     """
 
-    def __init__(self, limits: Limits, *, concurrency: int, seed: int | None = None) -> None:
+    def __init__(
+        self,
+        limits: Limits,
+        *,
+        concurrency: int,
+        seed: int | None = None,
+        pace: Pace | None = None,
+    ) -> None:
+        """`pace`: of all who ask the same model; None: nobody else does."""
         self._limits = limits
         self._most = concurrency
         self._window = float(concurrency)
         self._in_flight = 0
         self._waiting: deque[tuple[asyncio.Future[None], int]] = deque()
         self._timer: asyncio.TimerHandle | None = None
-        self._pause_until = 0.0
         self._random = random.Random(seed)
         self._backoff = tenacity.wait_random_exponential(multiplier=1, max=60)
-        self._buckets: dict[str, Bucket] = {}
-        for kind, most in (
-            ("own requests", limits.requests_per_minute),
-            ("own tokens", limits.tokens_per_minute),
-        ):
-            if most is not None:
-                self._buckets[kind] = Bucket.a_minute(most, tokens="tokens" in kind)
+        self._pace = pace or Pace()
+        self._pace.limit("requests_per_minute", limits.requests_per_minute)
+        self._pace.limit("tokens_per_minute", limits.tokens_per_minute)
         self._epoch = _Epoch()
         self._best_rate = 0.0
         self._best_window = 0
         self._failures_in_a_row = 0
         self._refused_in_a_row = 0
+        self._refused_at = float("-inf")
         self._probes = 0
         self._answered = False
         self._refusals: list[str] = []
@@ -116,13 +121,12 @@ class Limiter:
         """A call that was let in is over: `tokens` it has really used, `seconds` it took. `first`:
         whether it was tried for the first time."""
         self._in_flight -= 1
-        for bucket in self._buckets.values():
-            bucket.correct(guessed - tokens if error is None else 0)
+        self._pace.correct(guessed - tokens if error is None else 0)
         match error:
             case None:
                 self._succeeded(seconds)
             case CallRateLimited():
-                self._rate_limited(error)
+                self._rate_limited(error, seconds)
             case CallTransient():
                 self._failed(error, first=first)
             case CallRejected():
@@ -131,13 +135,7 @@ class Limiter:
 
     def heard(self, headers: Mapping[str, str]) -> None:
         """Takes over what a provider tells of its limits."""
-        now = self._now
-        for told in told_by(headers):
-            bucket = self._buckets.get(told.kind)
-            if bucket is None:
-                self._buckets[told.kind] = Bucket.as_told(told, now)
-            else:
-                bucket.adopt(told, now)
+        self._pace.heard(headers, self._now)
 
     @property
     def _now(self) -> float:
@@ -149,20 +147,17 @@ class Limiter:
             raise ProviderDown(self._down)
         if self._in_flight >= self.window:
             return float("inf")
-        if not self._buckets and not self._pause_until:
+        held = self._pace.held(tokens, self._now)
+        if held is None:
             return 0.0
-        now = self._now
-        if self._pause_until > now:
-            return self._pause_until - now
-        self._pause_until = 0.0
-        return max((b.wait_s(tokens, now) for b in self._buckets.values()), default=0.0)
+        if held.told and held.seconds > self._limits.longest_wait_s:
+            self._down = f"{held.why} lets no call in for {_minutes(held.seconds)}; {GOES_ON} then"
+            raise ProviderDown(self._down)
+        return held.seconds
 
     def _take(self, tokens: int) -> None:
         self._in_flight += 1
-        if self._buckets:
-            now = self._now
-            for bucket in self._buckets.values():
-                bucket.take(tokens, now)
+        self._pace.take(tokens, self._now)
 
     def _let_in(self) -> None:
         """Lets in whoever may go, and sets the clock for whoever must wait for time."""
@@ -212,27 +207,36 @@ class Limiter:
         self._epoch = _Epoch()
 
     def _shrink(self) -> None:
-        """Once an epoch: calls that are refused together are one refusal."""
-        if self._limits.adapt and not self._epoch.shrunk:
+        if self._limits.adapt:
             self._epoch.shrunk = True
             self._window = max(1.0, self._window * SHRINK)
 
-    def _rate_limited(self, error: CallRateLimited) -> None:
-        self._refused_in_a_row += 1
+    def _rate_limited(self, error: CallRateLimited, seconds: float) -> None:
         wait_s = error.wait_s
-        if wait_s is None:
-            wait_s = backoff_s(self._backoff, min(self._refused_in_a_row, 10))
+        if self._now - seconds > self._refused_at:
+            # Those that were in flight with it, and are refused too, count as one.
+            self._refused_at = self._now
+            self._refused_in_a_row += 1
+            self._shrink()
+            if wait_s is None:
+                wait_s = backoff_s(self._backoff, min(self._refused_in_a_row, 10))
+        elif wait_s is None:
+            return
+        self._wait_as_told(wait_s, error)
+
+    def _wait_as_told(self, wait_s: float, error: CallTransient) -> None:
         if wait_s > self._limits.longest_wait_s:
             self._down = (
-                f"the provider asks to wait for {wait_s / 60:.0f} minutes ({error}); {GOES_ON} then"
+                f"the provider asks to wait for {_minutes(wait_s)} ({error}); {GOES_ON} then"
             )
-            return
-        self._pause(wait_s)
-        self._shrink()
+        else:
+            self._pace.pause(wait_s, f"the provider asks us to ({error})", self._now)
 
     def _failed(self, error: CallTransient, *, first: bool) -> None:
-        if self._probes and self._now < self._pause_until:
+        if self._probes and self._pace.is_paused(self._now):
             return  # it was in flight before: only the call that comes next is a probe
+        if error.wait_s is not None:
+            self._wait_as_told(error.wait_s, error)
         self._failures_in_a_row += first
         if self._probes or self._failures_in_a_row >= FAILURES:
             self._probe(error)
@@ -242,7 +246,8 @@ class Limiter:
         if self._probes == PROBES:
             self._down = f"the provider answers nothing any more, last: {error}; {GOES_ON}"
             return
-        self._pause(2**self._probes * self._random.uniform(0.8, 1.2))
+        pause_s = 2**self._probes * self._random.uniform(0.8, 1.2)
+        self._pace.pause(pause_s, f"the provider answers nothing ({error})", self._now)
         self._probes += 1
 
     def _refused(self, error: CallRejected) -> None:
@@ -255,15 +260,15 @@ class Limiter:
                 "asked"
             )
 
-    def _pause(self, seconds: float) -> None:
-        self._pause_until = max(self._pause_until, self._now + seconds)
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds / 60:.0f} minutes"
 
 
-def guessed_tokens(request: ChatRequest) -> int:
-    """What a call will use, until its answer tells."""
+def guessed_tokens(request: ChatRequest) -> tuple[int, int]:
+    """The prompt's tokens and the most of the answer's, until the answer tells."""
     characters = sum(len(message.content) for message in request.messages)
-    asked = request.sampling.max_tokens * request.sampling.n
-    return characters // CHARACTERS_A_TOKEN + asked
+    return characters // CHARACTERS_A_TOKEN, request.sampling.max_tokens * request.sampling.n
 
 
 def backoff_s(wait: tenacity.wait.wait_base, attempts: int) -> float:

@@ -179,7 +179,9 @@ def _classify(error: openai.APIError, secret: str) -> Exception:
     if isinstance(error, openai.RateLimitError):
         if error.code == "insufficient_quota":
             return SetupError("the provider's account has no quota left", fix="top it up")
-        return CallRateLimited(said, retry_after_s(error.response.headers.get("retry-after")))
-    if isinstance(error, openai.APIStatusError) and is_final(error.status_code):
+        return CallRateLimited(said, retry_after_s(lower_names(error.response.headers)))
+    if not isinstance(error, openai.APIStatusError):
+        return CallTransient(said)
+    if is_final(error.status_code):
         return CallRejected(said)
-    return CallTransient(said)
+    return CallTransient(said, retry_after_s(lower_names(error.response.headers)))

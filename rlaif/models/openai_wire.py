@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from rlaif.errors import CallRejected, CallTransient
+from rlaif.errors import CallError, CallRejected, CallTransient
 from rlaif.models.base import verdict_schema
 from rlaif.types import ChatReply, ChatRequest, Choice, TokenLogprob
 
@@ -62,7 +62,7 @@ def gave_logprobs(completion: Any) -> bool | None:
     """Whether the answer to `probe_body` has alternatives; None: it is no answer."""
     try:
         return bool(read_completion(completion, structured=False).choices[0].first_token)
-    except CallTransient:
+    except CallError:
         return None
 
 
@@ -79,28 +79,37 @@ def limit_field(*, official: bool) -> str:
 
 def reply_of(completion: Any, request: ChatRequest) -> ChatReply:
     """The answer to `request` in a chat completion. Raises CallTransient for what is none, and
-    CallRejected for another number of choices than was asked for."""
+    CallRejected for one without usage, or with another number of choices than was asked for."""
     reply = read_completion(completion, structured=bool(request.menu))
     if len(reply.choices) != request.sampling.n:
         raise CallRejected(
-            f"asked for {request.sampling.n} answers in one request, got {len(reply.choices)}"
+            f"asked for {request.sampling.n} answers in one request, got {len(reply.choices)}",
+            paid=True,
         )
     return reply
 
 
 def read_completion(completion: Any, *, structured: bool) -> ChatReply:
     """`structured`: a refusal comes in a field of its own, and is what the model said."""
+    given = bool(isinstance(completion, dict) and completion.get("choices"))
+    try:
+        choices = tuple(_choice(c, structured=structured) for c in completion["choices"])
+    except (LookupError, AttributeError, TypeError, ValidationError) as e:
+        raise CallTransient("the answer is not a chat completion", paid=given) from e
+    if not given:
+        raise CallTransient("the answer has no choices")
     try:
         usage = completion["usage"]
         details = usage.get("prompt_tokens_details") or {}
         return ChatReply(
-            choices=tuple(_choice(c, structured=structured) for c in completion["choices"]),
+            choices=choices,
             prompt_tokens=usage["prompt_tokens"],
             completion_tokens=usage["completion_tokens"],
             cached_tokens=details.get("cached_tokens") or 0,
         )
     except (LookupError, AttributeError, TypeError, ValidationError) as e:
-        raise CallTransient("the answer is not a chat completion with choices and usage") from e
+        # A server that leaves it out once leaves it out always.
+        raise CallRejected("the answer does not say what it used (usage)", paid=True) from e
 
 
 def _choice(choice: Mapping[str, Any], *, structured: bool) -> Choice:

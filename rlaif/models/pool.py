@@ -17,6 +17,7 @@ from rlaif.models import embedded
 from rlaif.models.anthropic_messages import KEY, TOKEN, AnthropicModel
 from rlaif.models.base import ChatModel
 from rlaif.models.batch import BatchConfig, BatchedModel
+from rlaif.models.buckets import Pace
 from rlaif.models.client import Bill, Client
 from rlaif.models.fake import FakeModel
 from rlaif.models.fleet import Fleet
@@ -221,6 +222,8 @@ class ModelPool:
         """`extra` adds model schemes from higher floors: scheme -> provider. All calls pass the
         one `gate`; None: nothing is limited."""
         self._gate = gate or Gate()
+        self._paces: dict[str, Pace] = {}
+        """What a provider allows, it allows to all that ask one model."""
         self._starting = asyncio.Lock()
         self._serves: tuple[str, ServerConfig] | None = None
         self._restarts = 0
@@ -240,6 +243,7 @@ class ModelPool:
             concurrency=config.concurrency,
             attempts=config.attempts,
             limits=config.limits,
+            pace=self._paces.setdefault(config.model, Pace()),
             gate=self._gate,
             price=self._gate.price_of(config.model, config.usd_per_million_tokens, field),
         )
@@ -277,7 +281,7 @@ class ModelPool:
                 )
                 if config.batch is None:
                     return anthropic
-                limiter = Limiter(config.limits, concurrency=config.concurrency)
+                limiter = self._live_limiter(config)
                 return BatchedModel(anthropic, anthropic, self._store, config.batch, limiter)
             case "vllm" | "embedded":
                 return ManagedModel(
@@ -309,8 +313,13 @@ class ModelPool:
                 )
                 if config.batch is None:
                     return openai
-                limiter = Limiter(config.limits, concurrency=config.concurrency)
+                limiter = self._live_limiter(config)
                 return BatchedModel(openai, openai, self._store, config.batch, limiter)
+
+    def _live_limiter(self, config: ModelConfig) -> Limiter:
+        """For the calls of a model in batches that are asked live."""
+        pace = self._paces.setdefault(config.model, Pace())
+        return Limiter(config.limits, concurrency=config.concurrency, pace=pace)
 
     async def _running(
         self, config: ModelConfig, field: str, before: VLLMServer | None

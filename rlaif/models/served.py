@@ -157,8 +157,10 @@ class ServedModel(ChatModel):
         if status == 429:
             if code == "insufficient_quota":
                 return SetupError("the provider's account has no quota left", fix="top it up")
-            return CallRateLimited(said, retry_after_s(headers.get("retry-after")))
-        return CallRejected(said) if is_final(status) else CallTransient(said)
+            return CallRateLimited(said, retry_after_s(headers))
+        return (
+            CallRejected(said) if is_final(status) else CallTransient(said, retry_after_s(headers))
+        )
 
 
 def _said(raw: bytes) -> tuple[str, str | None]:
