@@ -54,6 +54,12 @@ class SetupError(RlaifError):
         self.line = line
         self.field = field
 
+    def at(self, field: str) -> SetupError:
+        """The same error at a field, where it names no place of its own."""
+        if self.field or self.file is not None:
+            return self
+        return type(self)(self.problem, fix=self.fix, field=field)
+
 
 class StoreError(SetupError):
     """The call store cannot be opened or written."""

@@ -201,7 +201,8 @@ def test_a_wrong_key_is_one_line_and_is_not_shown(
     monkeypatch.setenv("OPENAI_API_KEY", "sk-planted-1")
     monkeypatch.setenv("OPENAI_BASE_URL", server.url + "/v1")
     found = run_cli("sample", "smoke", *QUICK, "policy.model=openai/gpt", "--out", "r")
-    assert found.stopped().startswith("the provider refuses the API key")
+    line = found.stopped()
+    assert line.startswith("policy.model: the provider refuses the API key")
     assert "sk-planted-1" not in found.err
     files = [p for p in Path("r").rglob("*") if p.is_file()]
     assert Path("r/config.yaml") in files
@@ -224,7 +225,9 @@ def test_a_port_in_use(run_cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
         port = taken.getsockname()[1]
         overrides = ("policy.model=vllm/./model", f"policy.server.port={port}")
         line = run_cli("sample", "smoke", *QUICK, *overrides).stopped()
-    assert line == f"port {port} is in use (name another port, or none to take a free one)"
+    assert line == (
+        f"policy.model: port {port} is in use (name another port, or none to take a free one)"
+    )
 
 
 def test_a_model_folder_without_weights(run_cli: Cli) -> None:

@@ -14,10 +14,9 @@ from rlaif.errors import CallError, CallRateLimited, CallRejected, CallTransient
 from rlaif.models.anthropic_wire import body_of, reply_of, shared_until
 from rlaif.models.base import ChatModel, lower_names, retry_after_s
 from rlaif.models.batch import CLOCKS_S, BatchGone, BatchProvider, Raw
-from rlaif.models.names import is_final, quoted
+from rlaif.models.names import ANTHROPIC_KEY, ANTHROPIC_TOKEN, is_final, quoted
 from rlaif.types import ChatReply, ChatRequest
 
-KEY, TOKEN = "ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN"
 LEAST_CACHED = 3000
 """Characters: a shorter prefix is under the 1,024 tokens that a cache takes, so no call waits for
 another one to write it."""
@@ -172,7 +171,9 @@ def _classify(error: anthropic.APIError, secret: str) -> Exception:
     if isinstance(error, anthropic.APITimeoutError | anthropic.APIConnectionError):
         return CallTransient(f"{type(error).__name__}: {said}")
     if isinstance(error, anthropic.AuthenticationError):
-        return SetupError("the provider refuses the API key", fix=f"check {KEY} or {TOKEN}")
+        return SetupError(
+            "the provider refuses the API key", fix=f"check {ANTHROPIC_KEY} or {ANTHROPIC_TOKEN}"
+        )
     if isinstance(error, anthropic.NotFoundError):
         return SetupError(f"the provider does not know this model: {said}")
     if isinstance(error, anthropic.RateLimitError):

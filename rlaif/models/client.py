@@ -15,6 +15,7 @@ from rlaif.errors import (
     AskingStopped,
     CallError,
     CallTransient,
+    SetupError,
 )
 from rlaif.models.base import ChatModel
 from rlaif.models.buckets import Pace
@@ -99,9 +100,11 @@ class Client:
         pace: Pace | None = None,
         gate: Gate | None = None,
         price: Price | None = None,
+        field: str = "model",
     ) -> None:
         """`longest_wait_s` bounds the wait between two attempts of one call where the provider does
-        not say how long to wait. `pace`: of all clients of this model. `price` None: not known."""
+        not say how long to wait. `pace`: of all clients of this model. `price` None: not known.
+        `field`: where the model stands in the config, for messages."""
         self.model = model
         self.bill = bill
         self.window = model.window or 4 * concurrency
@@ -123,6 +126,7 @@ class Client:
         )
         self._gate = gate or Gate()
         self._price = price
+        self._field = field
         self._asking: dict[str, asyncio.Task[Answer]] = {}
         self._sent: set[asyncio.Task[Answer]] = set()
         self._busy_since = self._begun = 0.0
@@ -130,6 +134,7 @@ class Client:
         self._checks: dict[Ready, asyncio.Task[None]] = {}
         self._stopped: Exception | None = None
         self._deadline: asyncio.TimerHandle | None = None
+        self._settling: asyncio.Task[None] | None = None
         self._billed: dict[str, None] = {}
         self._unsaved: list[tuple[str, ChatRequest, ChatReply, float]] = []
         self._saved: asyncio.Future[None] | None = None
@@ -209,16 +214,19 @@ class Client:
         flight is answered."""
         self._stopped = self._stopped or self._gate.time_is_over()
         for task in self._asking.values():
-            if self.model.outlives or task not in self._sent:
+            if task not in self._sent:
                 task.cancel()
+        self._settling = asyncio.create_task(self.model.settle())
 
     async def _settle(self, key: str, request: ChatRequest, before: Ready | None) -> Answer:
         try:
             return await self._asked(key, request, before)
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, AskingStopped):
             if self._stopped is not None:
                 raise self._stopped from None
             raise
+        except SetupError as e:
+            raise e.at(self._field) from e
 
     async def _asked(self, key: str, request: ChatRequest, before: Ready | None) -> Answer:
         await self._once(self.model.check)

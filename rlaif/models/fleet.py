@@ -16,7 +16,7 @@ PREFIX = 1000
 allows: its prefix cache has them."""
 SLACK = 1.25
 """The load, against the least, that sending a prefix to its own server may cost."""
-FIRST_REST_S, LONGEST_REST_S = 1.0, 60.0
+FIRST_REST_S, TELLING_REST_S, LONGEST_REST_S = 1.0, 8.0, 60.0
 
 
 class _Member:
@@ -77,7 +77,7 @@ class Fleet(ChatModel):
             try:
                 reply = await member.model.ask(request)
             except CallTransient as e:
-                self._rest(member, e.wait_s)
+                self._rest(member, e)
                 if len(tried) == len(self._members):
                     raise
             else:
@@ -98,11 +98,13 @@ class Fleet(ChatModel):
             return own
         return min(awake, key=lambda m: m.in_flight)
 
-    def _rest(self, member: _Member, wait_s: float | None) -> None:
-        now = self._clock()
+    def _rest(self, member: _Member, error: CallTransient) -> None:
+        now, wait_s = self._clock(), error.wait_s
         # Calls that fail together are one failure.
         if member.rests_until <= now:
             member.rest_s = min(max(2 * member.rest_s, FIRST_REST_S), LONGEST_REST_S)
+            if member.rest_s == TELLING_REST_S:
+                say(f"{member.name} fails again and again: {error}; the other servers are asked")
             member.rests_until = now + (member.rest_s if wait_s is None else wait_s)
 
     async def aclose(self) -> None:

@@ -14,6 +14,7 @@ from rlaif.redact import remember
 
 Scheme = Literal["vllm", "embedded", "openai", "anthropic", "http", "fake"]
 SCHEMES = ("vllm", "embedded", "openai", "anthropic", "http", "fake")
+ANTHROPIC_KEY, ANTHROPIC_TOKEN = "ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN"
 SERVICE = "rlaif"
 """Under which keys stand in a keyring."""
 FORMS = (

@@ -173,7 +173,9 @@ def _classify(error: openai.APIError, secret: str) -> Exception:
     if isinstance(error, openai.APITimeoutError | openai.APIConnectionError):
         return CallTransient(f"{type(error).__name__}: {said}")
     if isinstance(error, openai.AuthenticationError):
-        return SetupError("the provider refuses the API key", fix="check the key's value and scope")
+        return SetupError(
+            "the provider refuses the API key", fix="check OPENAI_API_KEY, its value and scope"
+        )
     if isinstance(error, openai.NotFoundError):
         return SetupError(f"the provider does not know this model: {said}")
     if isinstance(error, openai.RateLimitError):

@@ -14,7 +14,6 @@ from pydantic import Field
 from rlaif.callstore import CallStore
 from rlaif.errors import CallTransient, SetupError
 from rlaif.models import embedded
-from rlaif.models.anthropic_messages import KEY, TOKEN, AnthropicModel
 from rlaif.models.base import ChatModel
 from rlaif.models.batch import BatchConfig, BatchedModel
 from rlaif.models.buckets import Pace
@@ -23,8 +22,7 @@ from rlaif.models.fake import FakeModel
 from rlaif.models.fleet import Fleet
 from rlaif.models.gate import Gate
 from rlaif.models.limits import Limiter, Limits
-from rlaif.models.names import ModelName, api_key, parse_model
-from rlaif.models.openai_compatible import OpenAIModel
+from rlaif.models.names import ANTHROPIC_KEY, ANTHROPIC_TOKEN, ModelName, api_key, parse_model
 from rlaif.models.prices import Usd
 from rlaif.models.served import ServedModel
 from rlaif.models.server import ServerConfig, ServerOutOfMemory, VLLMServer
@@ -91,7 +89,7 @@ def check_model(model: str, field: str) -> None:
         case "openai":
             api_key(OPENAI_KEY, field=field)
         case "anthropic":
-            api_key(KEY, TOKEN, field=field)
+            api_key(ANTHROPIC_KEY, ANTHROPIC_TOKEN, field=field)
         case "embedded":
             embedded.identity(name.rest)
         case "vllm" if name.directory is not None:
@@ -103,9 +101,7 @@ def gives_logprobs(model: str, field: str) -> bool:
     name = parse_model(model, field)
     if name.scheme == "fake":
         return FakeModel(name.rest, field).gives_logprobs
-    return (
-        OpenAIModel.gives_logprobs if name.scheme != "anthropic" else AnthropicModel.gives_logprobs
-    )
+    return name.scheme != "anthropic"
 
 
 def model_directory(directory: Path, field: str) -> Path:
@@ -246,6 +242,7 @@ class ModelPool:
             pace=self._paces.setdefault(config.model, Pace()),
             gate=self._gate,
             price=self._gate.price_of(config.model, config.usd_per_million_tokens, field),
+            field=field,
         )
         try:
             yield client
@@ -271,13 +268,17 @@ class ModelPool:
             case "fake":
                 return FakeModel(name.rest, field)
             case "anthropic":
-                variable, key = api_key(KEY, TOKEN, field=field)
+                # The SDKs are imported here because they take a second, which a run without them
+                # must not pay.
+                from rlaif.models.anthropic_messages import AnthropicModel
+
+                variable, key = api_key(ANTHROPIC_KEY, ANTHROPIC_TOKEN, field=field)
                 anthropic = AnthropicModel(
                     name.rest,
                     identity=identity,
                     timeout_s=config.timeout_s,
-                    api_key=key if variable == KEY else None,
-                    auth_token=key if variable == TOKEN else None,
+                    api_key=key if variable == ANTHROPIC_KEY else None,
+                    auth_token=key if variable == ANTHROPIC_TOKEN else None,
                 )
                 if config.batch is None:
                     return anthropic
@@ -304,6 +305,8 @@ class ModelPool:
                     return served[0]
                 return Fleet(list(zip(name.base_urls, served, strict=True)))
             case "openai":
+                from rlaif.models.openai_compatible import OpenAIModel
+
                 _, key = api_key(OPENAI_KEY, field=field)
                 openai = OpenAIModel(
                     name.rest,

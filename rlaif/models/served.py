@@ -64,7 +64,7 @@ class ServedModel(ChatModel):
             status, _, raw = await self._send("GET", f"{self._base}/models", None)
         except CallTransient as e:
             raise SetupError(
-                f"no server answers at {self._base}", fix="start it, or mend the address in model"
+                f"no server answers at {self._base}", fix="start it, or mend the address"
             ) from e
         if status == 401:
             raise SetupError(
@@ -150,7 +150,7 @@ class ServedModel(ChatModel):
         said = quoted(f"{status}: {said}", self._secret)
         if status == 401:
             return SetupError(
-                "the provider refuses the API key", fix="check the key's value and scope"
+                f"the server at {self._base} refuses the API key", fix="check RLAIF_HTTP_API_KEY"
             )
         if status == 404:
             return SetupError(f"the provider does not know this model: {said}")
