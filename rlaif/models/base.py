@@ -61,6 +61,10 @@ class ChatModel(ABC):
         Raises CallRejected, CallTransient or CallRateLimited. It never retries: one client does.
         """
 
+    def drain(self) -> None:  # noqa: B027  optional
+        """No call that fails from now on is asked again: nothing needs to be mended for it. The
+        default has nothing to mend."""
+
     async def aclose(self) -> None:  # noqa: B027  optional
         """Give connections back. The default has none."""
 

@@ -185,6 +185,7 @@ class Client:
         """Makes no more calls, and waits for those that were sent: they are paid for."""
         # One that fails now is not tried again.
         self._stopped = self._stopped or AskingStopped("asking has ended")
+        self.model.drain()
         if self._deadline is not None:
             self._deadline.cancel()
         if self._sent and not self.model.outlives:
