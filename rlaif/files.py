@@ -31,6 +31,7 @@ UNUSABLE = (
     errno.ENOTDIR,
     errno.EISDIR,
     errno.ENAMETOOLONG,
+    errno.ENOENT,
 )
 
 

@@ -32,7 +32,9 @@ class Spent(NamedTuple):
     tokens_per_s: float
     """Answered by models a second, in this run."""
     usd: float | None
-    """None: a price is not known."""
+    """In this run; None: a price is not known."""
+    made: float = 1.0
+    """Share of the answers so far that models gave in this run; the others were stored."""
 
 
 Note = str | Spent
@@ -170,12 +172,15 @@ class _Display(ABC):
         if note.tokens_per_s:
             said += f", {note.tokens_per_s:.0f}/s"
         if note.usd:
-            said += f", ${note.usd:.2f} of about ${_expected(note.usd, done, self.total):.2f}"
+            said += f", ${note.usd:.2f} of about ${_expected(note, done, self.total):.2f}"
         return said
 
 
-def _expected(usd: float, done: int, total: int) -> float:
-    return usd * total / max(done, 1)
+def _expected(spent: Spent, done: int, total: int) -> float:
+    """What is spent, and what the rest would cost if none of it were stored."""
+    usd = spent.usd or 0.0
+    made = done * spent.made
+    return usd + (usd / made * (total - done) if made else 0.0)
 
 
 class _Lines(_Display):
@@ -193,7 +198,7 @@ class _Lines(_Display):
         if isinstance(note, Spent):
             fields |= {"tokens": note.tokens, "tokens_per_second": round(note.tokens_per_s, 1)}
             fields["usd"] = note.usd
-            fields["usd_expected"] = note.usd and _expected(note.usd, done, self.total)
+            fields["usd_expected"] = note.usd and _expected(note, done, self.total)
         elif note:
             fields["note"] = note
         log("progress", **fields)

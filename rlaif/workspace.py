@@ -7,7 +7,6 @@ import hashlib
 import json
 import re
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -29,6 +28,9 @@ KEY = re.compile(r"\b[0-9a-f]{64}\b")
 LABELS = ("labels", "judge", "labeler")
 OF_LABELS = ("attribution.html", "attribution.json", "suggested.yaml", "constitution-diff.json")
 """What `rlaif constitution report` and `diff` leave in the folder of a run."""
+
+BEGUN = "begun_"
+"""Begins the name of the part that stands while a stage is at work, and after it was stopped."""
 
 
 class Workspace:
@@ -80,6 +82,8 @@ class Workspace:
     async def stage(self, name: str) -> AsyncIterator[Bill]:
         """Counts what a stage costs in this run; says and keeps what failed calls were told."""
         say(f"{name} …")
+        # What it asks before it ends is named by no file yet: see `prune`.
+        self.save_part(f"{BEGUN}{name}", {})
         bill = Bill()
         start = time.monotonic()
         try:
@@ -87,12 +91,11 @@ class Workspace:
         finally:
             # Not `asdict`: up to Python 3.11 it counts a Counter's items instead of copying them.
             cost = {**vars(bill), "seconds": round(time.monotonic() - start, 3)}
-            failures: Counter[str] = cost.pop("failures")
+            cost.pop("failures")
             self.save_part("cost", {**(self.part("cost") or {}), name: cost})
-            self.save_part(f"failed_calls_{name}", dict(failures))
-            if failures:
-                said, times = failures.most_common(1)[0]
-                say(f"{failures.total()} calls failed; most often ({times}): {said[:300]}")
+            self.save_part(f"failed_calls_{name}", dict(bill.failures))
+            say_failures(bill)
+        self.drop_part(f"{BEGUN}{name}")
 
     def part(self, name: str) -> dict[str, Any] | None:
         """A part of the report that a stage has saved; None before, and None when the stage's
@@ -155,6 +158,13 @@ class Workspace:
         self._lock.close()
 
 
+def say_failures(bill: Bill) -> None:
+    """What was said most often to calls that failed."""
+    if bill.failures:
+        said, times = bill.failures.most_common(1)[0]
+        say(f"{bill.failures.total()} calls failed; most often ({times}): {said[:300]}")
+
+
 def prune(run: Path, model: str | None, before: str | None, *, delete: bool) -> tuple[int, int]:
     """How many stored calls no file of the run names, and how many are left; `delete` deletes them.
     Of one model, or from before a date, where they are given. Raises SetupError."""
@@ -164,6 +174,13 @@ def prune(run: Path, model: str | None, before: str | None, *, delete: bool) -> 
             "holds no finished run, so nothing tells which calls are still wanted",
             file=run,
             fix="name the folder of a run that has sampled",
+        )
+    begun = sorted(path.stem.removeprefix(BEGUN) for path in run.glob(f"parts/{BEGUN}*.json"))
+    if begun:
+        raise SetupError(
+            f"was stopped in {', '.join(begun)}, and no file names yet what was asked there",
+            file=run,
+            fix="let the run come to its end, and prune then",
         )
     with _lock(run):
         named = {
@@ -184,7 +201,7 @@ def _lines(path: Path) -> Iterator[str]:
         yield from file
 
 
-def repair(path: Path) -> tuple[int, Path]:
+def repair(path: Path) -> tools.Repaired:
     """See `tools.repair`. Raises SetupError where a run is at work: what it stores now would go
     into the file that is put aside."""
     with _lock(path.parent):

@@ -7,7 +7,9 @@ import http.server
 import json
 import random
 import threading
+import time
 from collections import Counter
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -47,7 +49,17 @@ class BatchServer(http.server.ThreadingHTTPServer):
         self.drop_after_submit = False
         """The next submit arrives, and its answer does not."""
         self.lock = threading.Lock()
-        self.clock = 4_000_000_000.0
+        self.clock = time.time()
+        self.full = 0
+        """Batches that may be at work at once; 0: any number. One too many fails as OpenAI's do."""
+        self.refused: set[str] = set()
+        self.live_from = 0.0
+        """Until then (seconds since 1970) live calls are told to wait for a second."""
+        self.submit_delay_s = 0.0
+        self.live_at_once = self.most_live = 0
+        self.live_delay_s = 0.0
+        self.gone = False
+        """It has no batch any more."""
 
     @property
     def url(self) -> str:
@@ -73,6 +85,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def route(self, raw: str) -> None:
         server, path = self.server, urlsplit(self.path).path
+        if self.command == "POST" and path.endswith("/batches"):
+            time.sleep(server.submit_delay_s)
         with server.lock:
             if server.failing:
                 return self.reply(server.failing.pop(0), {"error": {"message": "busy"}})
@@ -94,6 +108,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
                     newest = sorted(server.batches.values(), key=lambda b: -b.created)
                     data = [self.openai(held) for held in newest]
                     return self.reply(200, {"object": "list", "data": data, "has_more": False})
+                case ("GET", ["batches", _] | ["messages", "batches", _]) if server.gone:
+                    error = {"type": "not_found_error", "message": "no such batch"}
+                    return self.reply(404, {"type": "error", "error": error})
                 case ("GET", ["batches", name]):
                     return self.reply(200, self.openai(server.batches[name], poll=True))
                 case ("POST", ["messages", "batches"]):
@@ -109,17 +126,31 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 case ("GET", ["messages", "batches", name, "results"]):
                     return self.reply(200, self.anthropic_results(server.batches[name]))
                 case ("POST", ["messages"]):
-                    server.live += 1
-                    return self.reply(200, message(f"live {server.text_of(json.loads(raw))}"))
+                    shown = message(f"live {server.text_of(json.loads(raw))}")
                 case ("POST", ["chat", "completions"]):
-                    server.live += 1
-                    return self.reply(200, completion(f"live {server.text_of(json.loads(raw))}"))
+                    shown = completion(f"live {server.text_of(json.loads(raw))}")
+                case _:
+                    shown = None
+            if shown is not None:
+                if time.time() < server.live_from:
+                    slower = {"error": {"message": "slow down"}}
+                    return self.reply(429, slower, {"retry-after": "1"})
+                server.live += 1
+                server.live_at_once += 1
+                server.most_live = max(server.most_live, server.live_at_once)
+        if shown is not None:
+            time.sleep(server.live_delay_s)
+            with server.lock:
+                server.live_at_once -= 1
+            return self.reply(200, shown)
         return self.reply(404, {"error": {"message": f"no such path {path}"}})
 
     def submit(self, requests: dict[str, Any], metadata: dict[str, str], shown: Any) -> None:
         server = self.server
         server.clock += 1
         held = Held(f"batch_{len(server.batches)}", server.clock, requests, metadata)
+        if server.full and sum(not self.ended(False) for _ in server.batches) >= server.full:
+            server.refused.add(held.id)
         server.batches[held.id] = held
         server.submitted.update(requests.keys())
         if server.drop_after_submit:
@@ -150,6 +181,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
             "metadata": held.metadata,
             "status": "in_progress",
         }
+        if held.id in self.server.refused:
+            error = {"code": "token_limit_exceeded", "message": "too many tokens on their way"}
+            return {**found, "status": "failed", "errors": {"object": "list", "data": [error]}}
         if ended:
             good, bad = [], []
             for key, body in held.requests.items():
@@ -180,8 +214,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         return {
             "id": held.id,
             "type": "message_batch",
-            "created_at": "2096-10-02T07:06:40Z",
-            "expires_at": "2096-10-03T07:06:40Z",
+            "created_at": datetime.fromtimestamp(held.created, UTC).isoformat(),
+            "expires_at": datetime.fromtimestamp(held.created + 86400, UTC).isoformat(),
             "processing_status": "ended" if ended else "in_progress",
             "request_counts": {**counts, "errored": 0, "canceled": 0, "expired": 0},
             "results_url": f"{self.server.url}/v1/messages/batches/{held.id}/results",
@@ -203,12 +237,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
         random.Random(1).shuffle(rows)
         return "\n".join(json.dumps(row) for row in rows) + "\n"
 
-    def reply(self, status: int, body: Any) -> None:
+    def reply(self, status: int, body: Any, headers: dict[str, str] | None = None) -> None:
         raw = (body if isinstance(body, str) else json.dumps(body)).encode()
         self.send_response(status)
         kind = "application/x-jsonl" if isinstance(body, str) else "application/json"
         self.send_header("content-type", kind)
         self.send_header("content-length", str(len(raw)))
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
         self.end_headers()
         self.wfile.write(raw)
 

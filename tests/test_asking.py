@@ -94,8 +94,8 @@ def test_a_spent_budget_is_exit_code_4_and_names_the_command(tmp_path: Path) -> 
     _, said = run.communicate(timeout=60)
     assert run.returncode == 4
     assert said.splitlines()[-1] == (
-        "rlaif: --max-calls: 5 calls are made; what was in flight is kept, and this goes on and may "
-        "spend as much again: rlaif sample smoke --out r --max-calls 5"
+        "rlaif: --max-calls: 5 calls are made; what was in flight is kept, and this goes on and "
+        "may spend as much again: rlaif sample smoke --out r --max-calls 5"
     )
     assert stored(tmp_path / "r") == 5
 
@@ -108,7 +108,10 @@ def test_the_help_says_that_a_budget_is_of_one_run_of_the_command(
     assert "(in this run of the command)" in said.partition(f"{option} ")[2].partition(" --")[0]
 
 
-def test_control_c_keeps_what_is_paid_for_and_asks_no_more(tmp_path: Path, server: Server) -> None:
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_control_c_keeps_what_is_paid_for_and_asks_no_more(
+    tmp_path: Path, server: Server, sent: signal.Signals
+) -> None:
     answer = Script(body=completion("It is blue.", "It is not."), delay_s=1.5)
     listed = Script(body={"data": [{"id": "m"}]})
     server.script = [listed, *[answer] * 12]
@@ -121,7 +124,7 @@ def test_control_c_keeps_what_is_paid_for_and_asks_no_more(tmp_path: Path, serve
     deadline = time.monotonic() + 60
     while len(server.seen) < 4 and time.monotonic() < deadline:
         time.sleep(0.05)
-    run.send_signal(signal.SIGINT)
+    run.send_signal(sent)
     _, said = run.communicate(timeout=60)
     assert run.returncode == 130
     assert "waiting for 3 calls in flight (Ctrl-C: leave them)" in said

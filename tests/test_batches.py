@@ -18,7 +18,7 @@ from conftest import chat_request
 
 from rlaif.callstore import CallStore, call_key
 from rlaif.callstore.journal import Batch, Journal
-from rlaif.errors import CallRejected, SetupError, StoreError
+from rlaif.errors import AskingStopped, CallRejected, SetupError, StoreError
 from rlaif.models.batch import BatchConfig
 from rlaif.models.client import Answer, Bill
 from rlaif.models.gate import Budget, Gate
@@ -56,8 +56,14 @@ def ask(
     batch: BatchConfig = QUICK,
     bill: Bill | None = None,
     gate: Gate | None = None,
+    concurrency: int = 64,
 ) -> list[Answer]:
-    config = ModelConfig(model=f"{provider}/m", batch=batch, usd_per_million_tokens=(100.0, 0.0))
+    config = ModelConfig(
+        model=f"{provider}/m",
+        batch=batch,
+        usd_per_million_tokens=(100.0, 0.0),
+        concurrency=concurrency,
+    )
 
     async def main() -> list[Answer]:
         with CallStore(folder / "calls.sqlite") as store:
@@ -256,8 +262,135 @@ def test_somebody_elses_batch_of_as_many_calls_gives_no_answer_of_ours(
 def test_a_budget_ends_a_run_with_batches_and_keeps_them(
     server: BatchServer, tmp_path: Path
 ) -> None:
-    found = ask(tmp_path, "openai", *TEXTS, gate=Gate(Budget(max_calls=12)))
-    assert said(found) == BATCHED
+    with pytest.raises(AskingStopped):
+        ask(tmp_path, "openai", *TEXTS, gate=Gate(Budget(max_calls=8)))
+    assert said(ask(tmp_path, "openai", *TEXTS)) == BATCHED
+    assert set(server.submitted.values()) == {1}
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+def test_live_calls_beside_batches_keep_to_the_providers_limits(
+    server: BatchServer, tmp_path: Path, provider: str
+) -> None:
+    server.live_from = time.time() + 2.5
+    assert said(ask(tmp_path, provider, "a", "b")) == ["live a", "live b"]
+    assert server.live == 2
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+def test_live_calls_beside_batches_keep_to_the_users_concurrency(
+    server: BatchServer, tmp_path: Path, provider: str
+) -> None:
+    server.live_delay_s = 0.05
+    few = QUICK.model_copy(update={"smallest": 100})
+    assert len(ask(tmp_path, provider, *TEXTS, batch=few, concurrency=3)) == 12
+    assert (server.live, server.most_live) == (12, 3)
+
+
+def test_a_batch_that_has_no_room_waits_for_one_and_goes_by_no_other_way(
+    server: BatchServer, tmp_path: Path
+) -> None:
+    server.full, server.ready_after = 1, 40
+    small = QUICK.model_copy(update={"most": 6})
+    assert said(ask(tmp_path, "openai", *TEXTS, batch=small)) == BATCHED
+    assert server.refused, "the second one was refused at first"
+    assert server.live == 0
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+def test_live_calls_in_flight_are_stored_when_asking_is_cancelled(
+    server: BatchServer, tmp_path: Path, provider: str
+) -> None:
+    server.live_delay_s = 0.5
+    config = ModelConfig(model=f"{provider}/m", batch=QUICK)
+
+    def both_have_come() -> None:
+        while server.live < 2:
+            time.sleep(0.01)
+
+    async def main() -> None:
+        with CallStore(tmp_path / "calls.sqlite") as store:
+            async with ModelPool(store, tmp_path, {}).open(config, "policy.model", Bill()) as asked:
+                requests = [of_provider(provider, text) for text in TEXTS[:2]]
+                asking = asyncio.create_task(asked.ask_all(requests, lambda done, note: None))
+                await asyncio.to_thread(both_have_come)
+                asking.cancel()
+            assert len(store) == 2
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+def test_a_clock_that_is_wrong_by_hours_submits_nothing_twice(
+    server: BatchServer, tmp_path: Path, provider: str
+) -> None:
+    server.clock -= 3 * 3600
+    server.drop_after_submit = True
+    assert said(ask(tmp_path, provider, *TEXTS)) == BATCHED
+    assert set(server.submitted.values()) == {1}
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+def test_a_batch_that_the_provider_has_no_more_is_forgotten_and_asked_again(
+    server: BatchServer, tmp_path: Path, provider: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with CallStore(tmp_path / "calls.sqlite"):
+        journal = Journal(tmp_path / "calls.sqlite")
+    keys = tuple(call_key(of_provider(provider, text)) for text in TEXTS)
+    journal.intend(Batch("0" * 32, "batch_of_another_key", f"{provider}/m", time.time(), keys))
+    server.gone = True
+
+    def there_again() -> None:
+        while len(server.batches) < 1:
+            time.sleep(0.01)
+        server.gone = False
+
+    threading.Thread(target=there_again, daemon=True).start()
+    assert said(ask(tmp_path, provider, *TEXTS)) == BATCHED
+    assert "has batch batch_of_another_key no more" in capsys.readouterr().err
+    assert journal.open(f"{provider}/m") == []
+    journal.close()
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+def test_a_provider_that_is_busy_when_a_lost_batch_is_looked_for_is_asked_again(
+    server: BatchServer, tmp_path: Path, provider: str
+) -> None:
+    server.failing = [503, 500]
+    test_a_run_killed_before_its_batch_was_sent_sends_it(server, tmp_path, provider)
+    assert server.failing == []
+
+
+def test_two_clients_of_one_model_leave_each_others_batches_alone(
+    server: BatchServer, tmp_path: Path
+) -> None:
+    config = ModelConfig(model="openai/m", batch=QUICK)
+    server.ready_after, server.submit_delay_s = 10, 0.5
+
+    async def main() -> list[list[Answer]]:
+        with CallStore(tmp_path / "calls.sqlite") as store:
+            pool = ModelPool(store, tmp_path, {})
+
+            async def one(texts: tuple[str, ...], after_s: float) -> list[Answer]:
+                await asyncio.sleep(after_s)
+                async with pool.open(config, "policy.model", Bill()) as client:
+                    requests = [of_provider("openai", text) for text in texts]
+                    return await client.ask_all(requests, lambda done, note: None)
+
+            # The second one comes while the first one's batch is under way.
+            return await asyncio.gather(one(TEXTS[:6], 0.0), one(TEXTS[6:], 0.25))
+
+    first, second = asyncio.run(main())
+    assert said(first) + said(second) == BATCHED
+    assert (len(server.batches), set(server.submitted.values())) == (2, {1})
+
+
+def test_a_batch_that_was_never_written_down_is_an_error(tmp_path: Path) -> None:
+    with CallStore(tmp_path / "calls.sqlite"):
+        journal = Journal(tmp_path / "calls.sqlite")
+    with pytest.raises(StoreError, match="batch b1 was never written down"):
+        journal.submitted("0" * 32, "b1")
+    journal.close()
 
 
 def test_a_batch_that_cannot_be_written_down_is_not_sent_and_hangs_nobody(

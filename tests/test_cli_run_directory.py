@@ -60,6 +60,32 @@ def test_the_run_directory_of_another_config_is_refused_and_left_alone(
     assert made.before == {name: Path(name).read_bytes() for name in made.before}
 
 
+def test_a_config_that_never_made_anything_binds_nobody(run_cli: Cli) -> None:
+    dead = "policy.model=http://127.0.0.1:9/v1#m"
+    line = run_cli("sample", "smoke", *QUICK, dead, "--out", "r").stopped()
+    assert "no server answers at http://127.0.0.1:9/v1" in line
+    assert run_cli("sample", "smoke", *QUICK, "--out", "r").code == 0
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(run_cli: Cli) -> None:
+    line = run_cli("sample", "smoke", "--out", "/proc/no-such-folder").refused()
+    assert line.startswith("/proc/no-such-folder: cannot be used")
+
+
+def test_control_c_during_an_import_is_control_c(
+    run_cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt as e:
+            raise RuntimeError("Error calling __set_name__ on 'cached_property'") from e
+
+    monkeypatch.setattr("rlaif.recipe.load_run", interrupted)
+    found = run_cli("run", "smoke")
+    assert (found.code, found.err) == (130, "rlaif: stopped before anything was asked\n")
+
+
 def test_reconfigure_takes_the_directory_and_asks_nothing_again(run_cli: Cli, made: Run) -> None:
     before = calls(made.directory)
     changed = ("judge", "judge.tie_margin=0.2", "--out", "r", "--reconfigure")

@@ -164,7 +164,7 @@ def test_an_old_leftover_is_removed_and_a_young_one_kept(cache: Path, count: Pat
 def test_an_unknown_name_is_refused_with_the_nearest_known_one() -> None:
     with pytest.raises(SetupError, match="did you mean smollm2-135m-instruct"):
         embedded.prepare("smollm-135m", lambda line: None)
-    with pytest.raises(SetupError, match="did you mean tiny-random"):
+    with pytest.raises(SetupError, match="there are smollm2-135m-instruct and tiny-random"):
         embedded.identity("tiny")
 
 

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import json
 import math
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,9 @@ from local_server import Script, Seen, Server, completion
 
 from rlaif.callstore import CallStore, StoredCall, call_key
 from rlaif.datasets import load_prompts
+from rlaif.errors import AskingStopped, TooManyFailures
 from rlaif.models import embedded
+from rlaif.models.gate import Budget, Gate
 from rlaif.models.prices import Price, Prices
 from rlaif.plan.estimate import Plan, estimate
 from rlaif.plan.figures import Figure, exactly, mean_to_come, total
@@ -99,7 +102,7 @@ def check_against_the_stages(
     config: RunConfig, out: Path, prices: Prices, pilot: int, tolerance: float = 0.1
 ) -> None:
     """Plans after a pilot, then runs the stages that ask, and compares."""
-    run_pilot(config, out, pilot)
+    run_pilot(config, out, pilot, Gate())
     plan = planned(config, out, prices)
     before = stored(out)
     assert before, "the pilot keeps what it was answered"
@@ -275,7 +278,7 @@ def test_assumptions_are_told_as_assumptions_and_a_pilot_replaces_them(empty_pla
     out = empty_place / "out"
     before = planned(loaded(recipe), out)
     assert "fake/policy: 24 tokens an answer (5 to 48) where 48 are allowed" in before.assumed
-    run_pilot(loaded(recipe), out, 4)
+    run_pilot(loaded(recipe), out, 4, Gate())
     after = planned(loaded(recipe), out)
     assert not any(note.startswith("fake/") for note in after.assumed)
     assert "fake/policy: 4 answers like these in this run" in after.measured
@@ -284,9 +287,42 @@ def test_assumptions_are_told_as_assumptions_and_a_pilot_replaces_them(empty_pla
     assert spans[1].high - spans[1].low < 0.5 * (spans[0].high - spans[0].low)
 
 
+def test_a_pilot_that_nobody_answers_says_so(
+    empty_place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = written_run(empty_place, "model: fake/shorter")
+    with Server() as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        server.script = [
+            Script(body={"data": [{"id": "m"}]}),
+            *[Script(status=400, body={"error": {"message": "no"}})] * 3,
+        ]
+        refusing = loaded(recipe, f"policy.model={server.url}/v1#m")
+        with pytest.raises(TooManyFailures, match="none of the pilot's 3 prompts was answered"):
+            run_pilot(refusing, empty_place / "r", 3, Gate())
+        server.shutdown()
+    assert "calls failed; most often" in capsys.readouterr().err
+
+
+def test_batches_of_the_config_are_planned_at_half_the_price(empty_place: Path) -> None:
+    recipe = written_run(empty_place, "model: openai/gpt-5-mini")
+    live, batched = (
+        stage(planned(loaded(recipe, *changes), empty_place / "out"), "judge").usd
+        for changes in ((), ("judge.batch={}",))
+    )
+    assert live is not None
+    assert batched == pytest.approx(live.times(exactly(0.5)))
+
+
+def test_a_pilot_keeps_to_its_budget(empty_place: Path) -> None:
+    recipe = written_run(empty_place, "model: fake/shorter")
+    with pytest.raises(AskingStopped):
+        run_pilot(loaded(recipe), empty_place / "r", 4, Gate(Budget(max_calls=2)))
+
+
 def test_calls_of_another_run_tell_how_long_answers_are(empty_place: Path) -> None:
     recipe = written_run(empty_place, "model: fake/shorter")
-    run_pilot(loaded(recipe), empty_place / "other", 4)
+    run_pilot(loaded(recipe), empty_place / "other", 4, Gate())
     plan = estimate(loaded(recipe), empty_place / "out", Prices.load(None), [empty_place / "other"])
     assert stage(plan, "sample").calls == exactly(12)
     assert "fake/policy: 4 answers like these in other" in plan.measured
@@ -300,7 +336,7 @@ def test_a_later_tier_is_a_span_until_verdicts_tell(empty_place: Path) -> None:
     found = stage(planned(loaded(recipe), out), "judge")
     assert (found.calls.low, found.calls.high) == (6 * 12, 6 * 24)
     # Whoever names the first in both orders leaves every pair a tie: the second tier is asked.
-    run_pilot(loaded(recipe), out, 3)
+    run_pilot(loaded(recipe), out, 3, Gate())
     assert stage(planned(loaded(recipe), out), "judge").calls == exactly(3 * 24)
 
 
@@ -308,7 +344,7 @@ def test_what_verdicts_made_needless_is_not_planned_any_more(empty_place: Path) 
     recipe = written_run(empty_place, "model: fake/shorter, principles: tiers", n=6)
     tiers = PRINCIPLES.format(more="    tier: 2")
     (empty_place / "two.yaml").write_text(tiers, encoding="utf-8")
-    run_pilot(loaded(recipe), empty_place / "out", 6)
+    run_pilot(loaded(recipe), empty_place / "out", 6, Gate())
     found = stage(planned(loaded(recipe), empty_place / "out"), "judge")
     assert found.calls == exactly(0)
     assert 6 * 12 < found.stored < 6 * 24
@@ -394,7 +430,7 @@ def test_time_is_between_side_by_side_and_as_fast_as_it_was() -> None:
 def test_pairs_that_an_adaptive_pilot_chose_are_paid_for(empty_place: Path) -> None:
     adaptive = "model: fake/shorter, comparisons: adaptive, comparisons_per_prompt: 4"
     recipe = written_run(empty_place, adaptive, n=5)
-    run_pilot(loaded(recipe), empty_place / "out", 2)
+    run_pilot(loaded(recipe), empty_place / "out", 2, Gate())
     found = stage(planned(loaded(recipe), empty_place / "out"), "judge")
     assert found.calls == exactly(3 * 16)
 

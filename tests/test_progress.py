@@ -80,6 +80,15 @@ def test_money_is_told_with_what_is_expected(
     )
 
 
+def test_what_is_expected_after_a_resumption_does_not_count_on_stored_answers(
+    clock: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    # 900 of 1,000 were stored and 10 asked for a dollar: 90 more at ten cents are to come.
+    with progress("judging", 1000, "comparisons") as advance:
+        advance(910, Spent(1200, 30.4, 1.0, made=10 / 910))
+    assert "$1.00 of about $10.00" in capsys.readouterr().err
+
+
 def test_json_lines_say_the_same_in_fields(
     as_json: None, clock: list[float], capsys: pytest.CaptureFixture[str]
 ) -> None:

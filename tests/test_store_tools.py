@@ -238,6 +238,15 @@ def test_pruning_deletes_what_no_file_names_and_the_run_still_costs_nothing(run_
         assert cost["calls_made"] == 0
 
 
+def test_what_a_stopped_judge_was_told_is_not_pruned(run_cli: Cli) -> None:
+    assert run_cli("sample", "smoke", *QUICK).code == 0
+    assert run_cli("judge", "smoke", *QUICK, "--max-calls", "5").code == 4
+    line = run_cli("store", "prune", "r", "--yes").refused()
+    assert "was stopped in judge, and no file names yet what was asked there" in line
+    assert run_cli("judge", "smoke", *QUICK).code == 0
+    assert run_cli("store", "prune", "r").out.startswith("0 calls")
+
+
 def test_pruning_before_what_is_no_day_deletes_nothing(run_cli: Cli) -> None:
     filled(Path("r/calls.sqlite"), 3)
     for text in ("tomorrow", "27.11.2026"):
@@ -282,7 +291,7 @@ def test_a_repaired_store_still_knows_its_batches(tmp_path: Path) -> None:
     batch = Batch("t", "batch_1", "openai/m", 1.0, ("a", "b"))
     journal.intend(batch)
     journal.close()
-    saved, _ = tools.repair(path)
+    saved = tools.repair(path).rows
     journal = Journal(path)
     assert (saved, journal.open("openai/m")) == (5, [batch])
     journal.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rlaif.errors import StoreError
 
@@ -47,32 +47,44 @@ class Journal:
 
     def submitted(self, token: str, batch: str) -> None:
         """The provider has it. Raises StoreError."""
-        self._write("UPDATE batches SET id = ? WHERE token = ?", (batch, token))
+        if self._write("UPDATE batches SET id = ? WHERE token = ?", (batch, token)) != 1:
+            raise StoreError(f"batch {batch} was never written down", file=self._path)
 
     def forget(self, token: str) -> None:
         """All that it answered is stored, or it was never sent. Raises StoreError."""
         self._write("DELETE FROM batches WHERE token = ?", (token,))
 
     def open(self, model: str) -> list[Batch]:
-        """Those of one model, the oldest first."""
-        rows = self._db.execute(
+        """Those of one model, the oldest first. Raises StoreError."""
+        rows = self._read(
             "SELECT token, id, model, created, keys FROM batches WHERE model = ? ORDER BY created",
             (model,),
-        ).fetchall()
+        )
         return [
             Batch(token, batch, identity, created, tuple(json.loads(keys)))
             for token, batch, identity, created, keys in rows
         ]
 
     def ids(self) -> set[str]:
-        """The provider's ids of all."""
-        return {i for (i,) in self._db.execute("SELECT id FROM batches WHERE id != ''")}
+        """The provider's ids of all. Raises StoreError."""
+        return {i for (i,) in self._read("SELECT id FROM batches WHERE id != ''", ())}
 
     def close(self) -> None:
         self._db.close()
 
-    def _write(self, statement: str, values: tuple[object, ...]) -> None:
+    def _read(self, statement: str, values: tuple[object, ...]) -> list[Any]:
         try:
-            self._db.execute(statement, values)
+            return self._db.execute(statement, values).fetchall()
+        except sqlite3.Error as e:
+            raise StoreError(
+                f"the batches on their way cannot be read: {e}",
+                file=self._path,
+                fix="rlaif store verify --repair saves what the store still holds",
+            ) from e
+
+    def _write(self, statement: str, values: tuple[object, ...]) -> int:
+        """How many rows it changed."""
+        try:
+            return self._db.execute(statement, values).rowcount
         except sqlite3.Error as e:
             raise StoreError(f"a batch could not be written down: {e}", file=self._path) from e

@@ -137,14 +137,24 @@ def verify(path: Path) -> Verified:
     return found
 
 
-def repair(path: Path) -> tuple[int, Path]:
+class Repaired(NamedTuple):
+    """What a repair has saved."""
+
+    rows: int
+    old: Path
+    """Where the damaged file is now."""
+    batches: bool
+    """Whether the batches that are on their way are known still."""
+
+
+def repair(path: Path) -> Repaired:
     """Puts every sound row that can still be read into a new file in its place; the old one stays
-    beside it. Returns how many were saved, and where the old one is."""
+    beside it."""
     new = path.with_name(path.name + ".repaired")
     new.unlink(missing_ok=True)
     with CallStore(new) as store:
         saved = store.copy(row for row in _salvaged(path) if not row.fault)
-    _keep_batches(path, new)
+    batches = _keep_batches(path, new)
     kept = path.with_name(path.name + ".damaged")
     number = 1
     while kept.exists():
@@ -156,20 +166,26 @@ def repair(path: Path) -> tuple[int, Path]:
         if side.exists():
             side.replace(kept.with_name(kept.name + suffix))
     new.replace(path)
-    return saved, kept
+    return Repaired(saved, kept, batches)
 
 
-def _keep_batches(path: Path, new: Path) -> None:
-    """Batches that are on their way must not be forgotten: they would be paid for again."""
+def _keep_batches(path: Path, new: Path) -> bool:
+    """Batches that are on their way must not be forgotten: they would be paid for again. False
+    where they could not be read."""
+    db = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
     try:
-        with reading(path) as db:
-            batches = db.execute("SELECT token, id, model, created, keys FROM batches").fetchall()
-    except StoreError:
-        return  # there are none, or their page is the damaged one
+        batches = db.execute("SELECT token, id, model, created, keys FROM batches").fetchall()
+    except sqlite3.OperationalError as e:
+        return "no such table" in str(e)
+    except sqlite3.DatabaseError:
+        return False
+    finally:
+        db.close()
     journal = Journal(new)
     for token, batch, model, created, keys in batches:
         journal.intend(Batch(token, batch, model, created, tuple(json.loads(keys))))
     journal.close()
+    return True
 
 
 def _salvaged(path: Path) -> Iterator[Row]:

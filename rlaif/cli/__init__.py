@@ -13,10 +13,10 @@ import typer.core
 
 from rlaif import __version__
 from rlaif.cli import calls, constitution, plan, store
+from rlaif.cli.options import MaxCalls, MaxMinutes, MaxUsd, PriceFile
 from rlaif.cli.stopping import stoppable
 from rlaif.errors import RlaifError, SetupError
 from rlaif.progress import say, use_json_logs
-from rlaif.redact import redacted
 from rlaif.stages import ORDER
 
 Recipe = Annotated[
@@ -36,15 +36,6 @@ Out = Annotated[
 Reconfigure = Annotated[
     bool,
     typer.Option("--reconfigure", help="Use a run directory that was made with another config."),
-]
-MaxUsd = Annotated[
-    float | None, typer.Option(min=0, help="Stop asking when so many US dollars are spent.")
-]
-MaxCalls = Annotated[int | None, typer.Option(min=1, help="Stop asking after so many calls.")]
-MaxMinutes = Annotated[float | None, typer.Option(min=0, help="Stop asking after so many minutes.")]
-PriceFile = Annotated[
-    Path | None,
-    typer.Option("--prices", help="Your prices, over ours; RLAIF_PRICES if left out."),
 ]
 
 
@@ -144,9 +135,14 @@ def certify(
         list[str] | None, typer.Option(help="With --sweep: another template to try.")
     ] = None,
     out: Out = None,
+    max_usd: MaxUsd = None,
+    max_calls: MaxCalls = None,
+    max_minutes: MaxMinutes = None,
+    prices: PriceFile = None,
 ) -> None:
     """Hold a judge against pairs that people have judged, and write a certificate."""
     from rlaif import recipe as recipes
+    from rlaif.models.gate import Gate
 
     changes = list(overrides or [])
     if recipe is not None and "=" in recipe:
@@ -167,8 +163,9 @@ def certify(
         if value is not None
     ]
     config, directory = recipes.load_certify(recipe, changes, out)
+    gate = Gate.of(max_usd, max_calls, max_minutes, prices)
     with stoppable():
-        told = recipes.run_certify(config, directory, template or [] if sweep else None)
+        told = recipes.run_certify(config, directory, template or [] if sweep else None, gate)
     for line in told:
         typer.echo(line)
 
@@ -177,6 +174,33 @@ for _name, _does in ORDER.items():
     if _name != "certify":
         # No label without the gate that the config sets; without a gate, certify does nothing.
         _add_stages(_name, _does, ("certify", _name) if _name == "judge" else (_name,))
+
+
+@app.command()
+def overoptimize(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run with a reward model.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[FIELD=VALUE]...",
+            help="gold.judge=MODEL, gold.reward_model=DIR or gold.function=package.module:function "
+            "(one of them); samples=64, limit=N, penalty=1.0.",
+        ),
+    ] = None,
+    max_usd: MaxUsd = None,
+    max_calls: MaxCalls = None,
+    max_minutes: MaxMinutes = None,
+    prices: PriceFile = None,
+) -> None:
+    """Push a reward model by best-of-n until it breaks, by a gold that it has not seen."""
+    from rlaif import recipe
+    from rlaif.models.gate import Gate
+
+    gate = Gate.of(max_usd, max_calls, max_minutes, prices)
+    with stoppable():
+        told = recipe.run_overoptimize(run, overrides or [], gate)
+    for line in told:
+        typer.echo(line)
 
 
 app.add_typer(constitution.app)
@@ -218,7 +242,17 @@ def main() -> None:
     except RlaifError as e:
         say(f"rlaif: {e}", "error")
         sys.exit(e.exit_code)
-    except Exception:
+    except Exception as e:
+        if _was_interrupted(e):
+            say("rlaif: stopped before anything was asked", "stopped")
+            sys.exit(130)
         # A bug of ours: its traceback may quote what a provider said.
-        print(redacted(traceback.format_exc()), end="", file=sys.stderr)
+        say(traceback.format_exc().rstrip(), "error")
         sys.exit(1)
+
+
+def _was_interrupted(error: BaseException | None) -> bool:
+    """Whether Ctrl-C is what it comes from: an import that it hits may raise anything."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None

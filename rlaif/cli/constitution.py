@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from rlaif.cli.options import MaxCalls, MaxMinutes, MaxUsd, PriceFile
 from rlaif.cli.stopping import stoppable
 from rlaif.errors import ConstitutionFails, SetupError
 
 if TYPE_CHECKING:
     from rlaif.evaluate.test_table import CaseRun
+    from rlaif.models.gate import Gate
 
 app = typer.Typer(
     name="constitution",
@@ -82,10 +84,15 @@ def lint(
     context: Annotated[int, typer.Option(min=1, help="Tokens that the judge can read.")] = 4096,
     strict: Annotated[bool, typer.Option("--strict", help="Warnings fail as well.")] = False,
     out: Out = None,
+    max_usd: MaxUsd = None,
+    max_calls: MaxCalls = None,
+    max_minutes: MaxMinutes = None,
+    prices: PriceFile = None,
 ) -> None:
     """Find what is wrong with a constitution without asking a model (with --judge: asking one)."""
     from rlaif.constitution.lint import lint_path
     from rlaif.datasets import load_prompts
+    from rlaif.models.gate import Gate
 
     meant = load_prompts(prompts) if prompts else ()
     levels = []
@@ -95,8 +102,9 @@ def lint(
             levels.append(finding.level)
     errors, warnings = levels.count("error"), levels.count("warning")
     if judge is not None and not errors:
+        gate = Gate.of(max_usd, max_calls, max_minutes, prices)
         for name in names:
-            run = _asked(name, judge, overrides or [], out, [], contradictions=True)
+            run = _asked(name, judge, overrides or [], out, [], gate, contradictions=True)
             for contradiction in run.contradictions:
                 typer.echo(f"{name}: warning: {contradiction}")
             warnings += len(run.contradictions)
@@ -119,16 +127,22 @@ def run_tests(
     ] = None,
     junit: Annotated[Path | None, typer.Option(help="Write the results as JUnit XML.")] = None,
     out: Out = None,
+    max_usd: MaxUsd = None,
+    max_calls: MaxCalls = None,
+    max_minutes: MaxMinutes = None,
+    prices: PriceFile = None,
 ) -> None:
     """Run the constitution's own tests on a judge. Exit code 1 when one fails or is unscored."""
     from rlaif.evaluate.test_table import junit_xml, table
     from rlaif.files import disk_errors, write_text
+    from rlaif.models.gate import Gate
 
     if junit is not None:
         # What it says must be of this run.
         with disk_errors(junit):
             junit.unlink(missing_ok=True)
-    run = _asked(name, judge, overrides or [], out, only or [], contradictions=False)
+    gate = Gate.of(max_usd, max_calls, max_minutes, prices)
+    run = _asked(name, judge, overrides or [], out, only or [], gate, contradictions=False)
     typer.echo(table(run))
     if junit is not None:
         write_text(junit, junit_xml(run))
@@ -143,6 +157,7 @@ def _asked(
     overrides: list[str],
     out: Path | None,
     only: list[str],
+    gate: Gate,
     *,
     contradictions: bool,
 ) -> CaseRun:
@@ -160,7 +175,13 @@ def _asked(
     folder = out or Path("outputs") / "constitution" / f"{slug(name)}-{slug(model)}"
     with stoppable():
         return run_constitution_test(
-            name, config.judge, folder, config.seed, only=only, find_contradictions=contradictions
+            name,
+            config.judge,
+            folder,
+            config.seed,
+            only=only,
+            find_contradictions=contradictions,
+            gate=gate,
         )
 
 

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from rlaif.cli.options import MaxCalls, MaxMinutes, MaxUsd, PriceFile
 from rlaif.cli.stopping import stoppable
 
 
@@ -40,16 +41,19 @@ def plan(
             "cost; the answers are kept and the run uses them.",
         ),
     ] = None,
-    prices: Annotated[
-        Path | None,
-        typer.Option("--prices", help="Your prices, over ours; RLAIF_PRICES if left out."),
-    ] = None,
+    max_usd: MaxUsd = None,
+    max_calls: MaxCalls = None,
+    max_minutes: MaxMinutes = None,
+    prices: PriceFile = None,
     batch: Annotated[
-        bool, typer.Option("--batch", help="Plan for the batch APIs of OpenAI and Anthropic.")
+        bool,
+        typer.Option("--batch", help="Plan as if judge.batch and policy.batch were {}."),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
 ) -> None:
-    """What a run would take: calls, tokens, money, time and disk, before anything is asked."""
+    """What a run would take: calls, tokens, money, time and disk, before anything is asked. The
+    limits are those of the pilot."""
+    from rlaif.models.gate import Gate
     from rlaif.models.prices import Prices
     from rlaif.plan.estimate import estimate
     from rlaif.plan.history import beside
@@ -65,7 +69,7 @@ def plan(
     known = Prices.load(prices)
     if pilot is not None:
         with stoppable():
-            run_pilot(config, directory, pilot)
+            run_pilot(config, directory, pilot, Gate.of(max_usd, max_calls, max_minutes, prices))
     found = estimate(config, directory, known, beside(directory), batch=batch)
     if as_json:
         typer.echo(json.dumps(plain(found), indent=1))

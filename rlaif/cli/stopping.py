@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,8 +16,10 @@ from rlaif.progress import say
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """Ends a task that is stopped, by hand (exit code 130) or by a budget, with the command that
-    goes on."""
+    """Ends a task that is stopped, by hand or by SIGTERM (exit code 130) or by a budget, with the
+    command that goes on."""
+    # What a scheduler sends before it kills: the task ends as if Ctrl-C had been pressed.
+    before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         yield
     except AskingStopped as e:
@@ -27,6 +30,8 @@ def stoppable() -> Iterator[None]:
         told = f"rlaif: stopped; every answer so far is stored, this goes on: {command()}"
         say(told, "stopped")
         raise typer.Exit(130) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def command() -> str:

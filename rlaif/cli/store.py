@@ -50,11 +50,16 @@ def verify(
             file=path,
             fix="rlaif store verify --repair saves what can be read",
         )
-    saved, kept = workspace.repair(path)
+    done = workspace.repair(path)
     typer.echo(
-        f"{path}: {saved:,} answered calls are saved; what could not be read is asked again when "
-        f"it is needed. The damaged file is {kept}"
+        f"{path}: {done.rows:,} answered calls are saved; what could not be read is asked again "
+        f"when it is needed. The damaged file is {done.old}"
     )
+    if not done.batches:
+        typer.echo(
+            "which batches are on their way could not be read: look at the provider's list of them "
+            "and cancel those that still run, or their calls are paid for again"
+        )
 
 
 @app.command()

@@ -123,7 +123,7 @@ def _named(name: str, found: Sequence[N], kind: str) -> N:
     for one in found:
         if one.id == name:
             return one
-    near = difflib.get_close_matches(name, [one.id for one in found], n=1, cutoff=0.0)
-    raise SetupError(
-        f"there is no {kind} {name!r}", fix=f"the nearest is {near[0]!r}" if near else ""
-    )
+    ids = [one.id for one in found]
+    near = difflib.get_close_matches(name, ids, n=1)
+    fix = f"the nearest is {near[0]!r}" if near else f"ids look like {ids[0]!r}" if ids else ""
+    raise SetupError(f"there is no {kind} {name!r}", fix=fix)

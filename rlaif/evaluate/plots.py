@@ -19,6 +19,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from rlaif.evaluate.intervals import Interval
+from rlaif.evaluate.overoptimization import Overoptimization
 from rlaif.evaluate.schema import Report
 
 LIGHT = {
@@ -246,3 +247,33 @@ def draw_summary(report: Report, path_png: Path) -> None:
             for r, draw in enumerate(column):
                 draw(figure.add_subplot(cell[r]))
         figure.savefig(path_png, format="png", dpi=160, metadata={"Software": None})
+
+
+def draw_overoptimization(found: Overoptimization) -> str:
+    """Gold (solid, with its interval) and proxy (dashed, both as changes since n = 1) against
+    sqrt(KL), a colour a curve; an `<svg>` file."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+        axes = figure.subplots()
+        for curve, role in zip(found.curves, ("rm", "dpo", "ink", "muted"), strict=False):
+            d_S = np.sqrt([point.kl for point in curve.points])
+            start = curve.points[0]
+            gold_S = np.array([point.gold.value for point in curve.points]) - start.gold.value
+            proxy_S = np.array([point.proxy.value for point in curve.points]) - start.proxy.value
+            color = LIGHT[role]
+            axes.plot(d_S, gold_S, color=color, label=f"{curve.name}: gold", marker="o", ms=3)
+            axes.plot(d_S, proxy_S, color=color, linestyle="--", linewidth=1)
+            if start.gold.low is not None:
+                low_S, high_S = (
+                    np.array(ends, dtype=np.float64) - start.gold.value
+                    for ends in zip(*((p.gold.low, p.gold.high) for p in curve.points), strict=True)
+                )
+                axes.fill_between(d_S, low_S, high_S, color=color, alpha=0.12, linewidth=0)
+            if curve.fit.peak_d is not None:
+                axes.axvline(curve.fit.peak_d.value, color=color, linestyle=":", linewidth=1)
+        axes.set_xlabel("sqrt(KL) from the start policy, nats")
+        axes.set_ylabel("change since n = 1 (dashed: the reward model's own)")
+        axes.legend(frameon=False, fontsize=8)
+        file = StringIO()
+        figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
+    return file.getvalue()

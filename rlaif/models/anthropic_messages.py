@@ -9,10 +9,11 @@ from json import JSONDecodeError
 
 import anthropic
 
+from rlaif.callstore.journal import Batch
 from rlaif.errors import CallError, CallRateLimited, CallRejected, CallTransient, SetupError
 from rlaif.models.anthropic_wire import body_of, reply_of, shared_until
 from rlaif.models.base import ChatModel, lower_names, retry_after_s
-from rlaif.models.batch import BatchProvider, Raw
+from rlaif.models.batch import CLOCKS_S, BatchGone, BatchProvider, Raw
 from rlaif.models.names import is_final, quoted
 from rlaif.types import ChatReply, ChatRequest
 
@@ -101,19 +102,19 @@ class AnthropicModel(ChatModel, BatchProvider):
             raise _classify(e, self._secret) from e
         return batch.id
 
-    async def find(self, token: str, since: float, calls: int, known: Set[str]) -> str | None:
+    async def find(self, batch: Batch, known: Set[str]) -> str | None:
         """The API keeps no token: a batch of as many calls, made since then, that is not known.
         Whose it is shows when its results come, by their keys."""
         try:
-            async for batch in self._sdk.messages.batches.list(limit=100):
-                if batch.created_at.timestamp() < since:
+            async for held in self._sdk.messages.batches.list(limit=100):
+                if held.created_at.timestamp() < batch.created - CLOCKS_S:
                     break
-                counts = batch.request_counts
+                counts = held.request_counts
                 total = (
                     counts.processing + counts.succeeded + counts.errored + counts.canceled
                 ) + counts.expired
-                if total == calls and batch.id not in known:
-                    return batch.id
+                if total == len(batch.keys) and held.id not in known:
+                    return held.id
         except anthropic.APIError as e:
             raise _classify(e, self._secret) from e
         return None
@@ -121,6 +122,8 @@ class AnthropicModel(ChatModel, BatchProvider):
     async def has_ended(self, batch: str) -> bool:
         try:
             found = await self._sdk.messages.batches.retrieve(batch)
+        except anthropic.NotFoundError as e:
+            raise BatchGone from e
         except anthropic.APIError as e:
             raise _classify(e, self._secret) from e
         return found.processing_status == "ended"
@@ -129,6 +132,8 @@ class AnthropicModel(ChatModel, BatchProvider):
         try:
             async for one in await self._sdk.messages.batches.results(batch):
                 yield one.custom_id, _result(one.result.to_dict())
+        except anthropic.NotFoundError as e:
+            raise BatchGone from e
         except anthropic.APIError as e:
             raise _classify(e, self._secret) from e
 

@@ -39,6 +39,10 @@ class ChatModel(ABC):
         """Asks for something free before paid work starts. Raises SetupError when the model
         cannot be used as it is set up. The default has nothing to ask."""
 
+    async def settle(self) -> None:  # noqa: B027  optional: most keep nothing back
+        """No call comes any more: ends at once what can be taken up another time, and returns when
+        the calls that cannot have their answers. The default keeps nothing back."""
+
     async def first_tokens(self, texts: Sequence[str]) -> list[int] | None:
         """The id of the first token that the model's own tokenizer makes of each text, without
         special tokens; None: unknown (the default). Asked after `check`; never raises a
@@ -60,10 +64,6 @@ class ChatModel(ABC):
 
         Raises CallRejected, CallTransient or CallRateLimited. It never retries: one client does.
         """
-
-    def drain(self) -> None:  # noqa: B027  optional
-        """No call that fails from now on is asked again: nothing needs to be mended for it. The
-        default has nothing to mend."""
 
     async def aclose(self) -> None:  # noqa: B027  optional
         """Give connections back. The default has none."""

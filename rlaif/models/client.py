@@ -20,7 +20,7 @@ from rlaif.models.base import ChatModel
 from rlaif.models.buckets import Pace
 from rlaif.models.flow import flow
 from rlaif.models.gate import Gate
-from rlaif.models.limits import Limiter, Limits, backoff_s
+from rlaif.models.limits import Limiter, Limits, backoff_s, guessed_tokens
 from rlaif.models.prices import Price
 from rlaif.progress import Spent, say
 from rlaif.redact import redacted
@@ -28,9 +28,6 @@ from rlaif.types import ChatReply, ChatRequest
 
 Answer = ChatReply | CallError
 Ready = Callable[[], Awaitable[None]]
-CHARACTERS_A_TOKEN = 4
-"""What a request's tokens are guessed from until its answer tells them."""
-
 DRAIN_LOOK_S = 0.2
 REMEMBERED = 50_000
 """Keys of which the bill remembers that it has counted them."""
@@ -130,6 +127,7 @@ class Client:
         self._checks: dict[Ready, asyncio.Task[None]] = {}
         self._stopped: Exception | None = None
         self._deadline: asyncio.TimerHandle | None = None
+        self._settling: asyncio.Task[None] | None = None
         self._billed: dict[str, None] = {}
         self._unsaved: list[tuple[str, ChatRequest, ChatReply, float]] = []
         self._saved: asyncio.Future[None] | None = None
@@ -179,20 +177,23 @@ class Client:
         """What stands beside a progress bar."""
         busy_s = time.monotonic() - self._begun if self._begun else 0.0
         rate = self._made_tokens / busy_s if busy_s > 0.5 else 0.0
-        return Spent(self.bill.completion_tokens, rate, self.bill.usd)
+        answers = self.bill.calls_made + self.bill.calls_from_store
+        made = self.bill.calls_made / answers if answers else 1.0
+        return Spent(self.bill.completion_tokens, rate, self.bill.usd, made)
 
     async def drain(self) -> None:
         """Makes no more calls, and waits for those that were sent: they are paid for."""
         # One that fails now is not tried again.
         self._stopped = self._stopped or AskingStopped("asking has ended")
-        self.model.drain()
         if self._deadline is not None:
             self._deadline.cancel()
-        if self._sent and not self.model.outlives:
+        if self._sent:
             say(f"waiting for {len(self._sent)} calls in flight (Ctrl-C: leave them)")
+            await self.model.settle()
             while self._sent:
                 await asyncio.wait(set(self._sent), timeout=DRAIN_LOOK_S)
-        left = (*self._asking.values(), *self._checks.values())
+        settling = () if self._settling is None else (self._settling,)
+        left = (*self._asking.values(), *self._checks.values(), *settling)
         for task in left:
             task.cancel()
         await asyncio.gather(*left, return_exceptions=True)
@@ -207,8 +208,9 @@ class Client:
         flight is answered."""
         self._stopped = self._stopped or self._gate.time_is_over()
         for task in self._asking.values():
-            if self.model.outlives or task not in self._sent:
+            if task not in self._sent:
                 task.cancel()
+        self._settling = asyncio.create_task(self.model.settle())
 
     async def _settle(self, key: str, request: ChatRequest, before: Ready | None) -> Answer:
         try:
@@ -246,14 +248,13 @@ class Client:
 
     async def _attempt(self, key: str, request: ChatRequest, *, first: bool = False) -> Answer:
         """One try. Raises CallTransient; another CallError is the answer."""
-        prompt = sum(len(m.content) for m in request.messages) // CHARACTERS_A_TOKEN
-        guess = prompt + request.sampling.max_tokens * request.sampling.n
+        guess = guessed_tokens(request)
         await self._limiter.enter(guess)
         error: CallError | None = None
         tokens, start, seconds = 0, time.monotonic(), 0.0
         task = self._asking[key]
         try:
-            may_cost = self._may_cost(prompt, guess - prompt) if self._gate.counts_money else 0.0
+            may_cost = self._may_cost(request, guess) if self._gate.counts_money else 0.0
             await self._gate.admit(may_cost)
             start = time.monotonic()
             if not self._sent:
@@ -266,7 +267,7 @@ class Client:
                 reply = _without_secrets(await self.model.ask(request))
             except BaseException as e:
                 paid = isinstance(e, CallError) and e.paid
-                cost = self._unread(prompt, guess - prompt) if paid else None
+                cost = self._unread(request, guess) if paid else None
                 self._gate.settle(may_cost, cost)
                 raise
             finally:
@@ -288,6 +289,8 @@ class Client:
         except Exception as e:
             # Before the place is free: the next call must not start.
             self._stopped = self._stopped or e
+            if isinstance(e, AskingStopped):
+                raise self._stopped from None
             raise
         finally:
             # What a batch leaves unanswered says nothing of the provider's load.
@@ -298,16 +301,18 @@ class Client:
         self._bill_once(key, reply, stored=False, usd=usd)
         return reply
 
-    def _may_cost(self, prompt: int, completion: int) -> float:
+    def _may_cost(self, request: ChatRequest, guess: int) -> float:
         """The most that a call of so many tokens is billed, in US dollars."""
         if self._price is None:
             return 0.0
+        completion = request.sampling.max_tokens * request.sampling.n
+        prompt = guess - completion
         batched = self.model.outlives
         return self._price.usd_of(prompt, completion, written=prompt, batched=batched)
 
-    def _unread(self, prompt: int, completion: int) -> float:
+    def _unread(self, request: ChatRequest, guess: int) -> float:
         """Bills an answer of which nothing can be made by what it may have cost."""
-        usd = self._may_cost(prompt, completion)
+        usd = self._may_cost(request, guess)
         self.bill.add_unread(None if self._price is None else usd)
         return usd
 

@@ -143,8 +143,12 @@ def _directory(name: str) -> str:
 
 def _refuse_unknown(name: str) -> None:
     if name not in NAMES:
-        near = difflib.get_close_matches(name, NAMES, n=1, cutoff=0.0)[0]
-        raise SetupError(f"unknown embedded model {name!r}", fix=f"did you mean {near}?")
+        near = difflib.get_close_matches(name, NAMES, n=1)
+        raise SetupError(
+            f"unknown embedded model {name!r}",
+            field="model",
+            fix=f"did you mean {near[0]}?" if near else f"there are {' and '.join(NAMES)}",
+        )
 
 
 def _refuse_without_train_extra() -> None:

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from rlaif.errors import CallError, CallRateLimited, CallRejected, CallTransient, ProviderDown
 from rlaif.models.buckets import Pace
-from rlaif.types import Record
+from rlaif.types import ChatRequest, Record
 
 FAILURES = 20
 """So many calls in a row that fail at their first attempt are a provider that is down. Further
@@ -27,6 +27,7 @@ SHRINK = 0.7
 COLLAPSE = 0.8
 """Fewer answers a second than this share of the best are too many calls in flight."""
 GOES_ON = "all that was answered is stored, the same command goes on"
+CHARACTERS_A_TOKEN = 4
 
 
 class Limits(Record):
@@ -262,6 +263,13 @@ class Limiter:
 
 def _minutes(seconds: float) -> str:
     return f"{seconds / 60:.0f} minutes"
+
+
+def guessed_tokens(request: ChatRequest) -> int:
+    """What a call will use, until its answer tells."""
+    characters = sum(len(message.content) for message in request.messages)
+    asked = request.sampling.max_tokens * request.sampling.n
+    return characters // CHARACTERS_A_TOKEN + asked
 
 
 def backoff_s(wait: tenacity.wait.wait_base, attempts: int) -> float:

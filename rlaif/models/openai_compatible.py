@@ -9,9 +9,10 @@ from typing import Literal
 
 import openai
 
+from rlaif.callstore.journal import Batch
 from rlaif.errors import CallError, CallRateLimited, CallRejected, CallTransient, SetupError
 from rlaif.models.base import ChatModel, lower_names, retry_after_s
-from rlaif.models.batch import BatchProvider, BatchRefused, Raw
+from rlaif.models.batch import BatchGone, BatchProvider, BatchRefused, Raw
 from rlaif.models.names import is_final, quoted
 from rlaif.models.openai_wire import (
     body_of,
@@ -25,6 +26,9 @@ from rlaif.types import ChatReply, ChatRequest
 ENDPOINT: Literal["/v1/chat/completions"] = "/v1/chat/completions"
 TOKEN = "rlaif"
 """Name of the metadata by which a batch of ours is found again."""
+
+LOOKED_AT = 2000
+"""Most batches of an account among which a lost one is looked for."""
 
 
 class OpenAIModel(ChatModel, BatchProvider):
@@ -98,13 +102,16 @@ class OpenAIModel(ChatModel, BatchProvider):
             raise _classify(e, self._secret) from e
         return batch.id
 
-    async def find(self, token: str, since: float, calls: int, known: Set[str]) -> str | None:
+    async def find(self, batch: Batch, known: Set[str]) -> str | None:
+        # Newest first, and by our token alone: a clock that is wrong must not hide it.
+        looked = 0
         try:
-            async for batch in self._sdk.batches.list(limit=100):
-                if batch.created_at < since:
+            async for held in self._sdk.batches.list(limit=100):
+                if held.metadata and held.metadata.get(TOKEN) == batch.token:
+                    return held.id
+                looked += 1
+                if looked == LOOKED_AT:
                     break
-                if batch.metadata and batch.metadata.get(TOKEN) == token:
-                    return batch.id
         except openai.APIError as e:
             raise _classify(e, self._secret) from e
         return None
@@ -112,6 +119,8 @@ class OpenAIModel(ChatModel, BatchProvider):
     async def has_ended(self, batch: str) -> bool:
         try:
             found = await self._sdk.batches.retrieve(batch)
+        except openai.NotFoundError as e:
+            raise BatchGone from e
         except openai.APIError as e:
             raise _classify(e, self._secret) from e
         if found.status == "failed":
@@ -132,6 +141,8 @@ class OpenAIModel(ChatModel, BatchProvider):
                         if line.strip():
                             row = json.loads(line)
                             yield row["custom_id"], _result(row)
+        except openai.NotFoundError as e:
+            raise BatchGone from e
         except openai.APIError as e:
             raise _classify(e, self._secret) from e
         except (JSONDecodeError, LookupError) as e:

@@ -22,7 +22,7 @@ from rlaif.models.client import Bill, Client
 from rlaif.models.fake import FakeModel
 from rlaif.models.fleet import Fleet
 from rlaif.models.gate import Gate
-from rlaif.models.limits import Limits
+from rlaif.models.limits import Limiter, Limits
 from rlaif.models.names import ModelName, api_key, parse_model
 from rlaif.models.openai_compatible import OpenAIModel
 from rlaif.models.prices import Usd
@@ -163,7 +163,7 @@ class ManagedModel(ChatModel):
         self._before: list[ServedModel] = []
         self._looks: set[asyncio.Future[VLLMServer]] = set()
         """Of calls that have failed, at a server that may have died."""
-        self._drained = False
+        self._settled = False
 
     async def check(self) -> None:
         self._use(await self._running(None))
@@ -202,14 +202,14 @@ class ManagedModel(ChatModel):
         except (CallTransient, SetupError) as failed:
             # No one should retry against a corpse. (And a stranger at the port of a server that is
             # gone may refuse our key.)
-            if self._drained:
+            if self._settled:
                 raise
             look = asyncio.ensure_future(self._running(server))
             self._looks.add(look)
             try:
                 self._use(await look)
             except asyncio.CancelledError:
-                if self._drained:
+                if self._settled:
                     raise failed from None
                 raise
             finally:
@@ -218,8 +218,8 @@ class ManagedModel(ChatModel):
                 raise CallTransient("the vLLM server had died and was started again") from None
             raise
 
-    def drain(self) -> None:
-        self._drained = True
+    async def settle(self) -> None:
+        self._settled = True
         for look in self._looks:
             look.cancel()
 
@@ -302,7 +302,8 @@ class ModelPool:
                 )
                 if config.batch is None:
                     return anthropic
-                return BatchedModel(anthropic, anthropic, self._store, config.batch)
+                limiter = Limiter(config.limits, concurrency=config.concurrency)
+                return BatchedModel(anthropic, anthropic, self._store, config.batch, limiter)
             case "vllm" | "embedded":
                 return ManagedModel(
                     served_identity(identity, config.server),
@@ -333,7 +334,8 @@ class ModelPool:
                 )
                 if config.batch is None:
                     return openai
-                return BatchedModel(openai, openai, self._store, config.batch)
+                limiter = Limiter(config.limits, concurrency=config.concurrency)
+                return BatchedModel(openai, openai, self._store, config.batch, limiter)
 
     async def _running(
         self, config: ModelConfig, field: str, before: VLLMServer | None

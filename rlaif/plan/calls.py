@@ -45,6 +45,8 @@ class Voice(NamedTuple):
     """Folder of its own tokenizer, or of one of the same kind; None: none is at hand."""
     price: Price | None = None
     """What the config itself says that it costs; None: it says nothing."""
+    batched: bool = False
+    """Whether the config asks it in batches."""
 
 
 class Planned(NamedTuple):
@@ -88,7 +90,8 @@ def voice_of(config: ModelConfig, field: str) -> Voice:
     own = config.usd_per_million_tokens
     price = Price(input=own[0], output=own[1]) if own else None
     tokenizer = with_tokenizer(folder)
-    return Voice(config.model, asked, (identity,), config.concurrency, tokenizer, price)
+    batched = config.batch is not None
+    return Voice(config.model, asked, (identity,), config.concurrency, tokenizer, price, batched)
 
 
 def with_tokenizer(folder: Path | None) -> Path | None:

@@ -72,7 +72,7 @@ def estimate(
     """What running `config` in `out` would take, from what is stored there and in the run
     directories `beside`. Asks nothing, starts nothing and writes nothing. Raises SetupError.
 
-    `batch`: whether providers with a batch API are asked through it.
+    `batch`: whether all providers with a batch API are asked through it, whatever the config says.
     """
     with History(out, beside) as history:
         calls = calls_of(config, out, history)
@@ -180,7 +180,8 @@ def _group(
     completion = a_token.times(exactly(answers)).times(share)
     _note(notes, told, voice, shape)
     vendor = voice.model.startswith(("openai/", "anthropic/"))
-    usd = _usd(prices, notes, voice, told, prompt, completion, batch and vendor)
+    batched = vendor and (batch or voice.batched)
+    usd = _usd(prices, notes, voice, told, prompt, completion, batched)
     made = share.times(exactly(calls))
     seconds = told.seconds(calls, voice.concurrency)
     return Estimate(

@@ -3,6 +3,7 @@
 from rlaif.recipe.certifying import load_certify, run_certify
 from rlaif.recipe.checks import check_judges
 from rlaif.recipe.config import SFT, RunConfig, load_run, recipes
+from rlaif.recipe.overoptimizing import run_overoptimize
 from rlaif.recipe.running import STAGES, execute
 
 __all__ = [
@@ -15,4 +16,5 @@ __all__ = [
     "load_run",
     "recipes",
     "run_certify",
+    "run_overoptimize",
 ]

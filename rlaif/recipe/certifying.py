@@ -13,6 +13,7 @@ from rlaif.errors import JudgeFallsShort, SetupError
 from rlaif.evaluate.certificate_page import sweep_table
 from rlaif.evaluate.certificate_words import sentences
 from rlaif.files import full_disk, need_space, packaged
+from rlaif.models.gate import Gate
 from rlaif.models.pool import (
     check_model,
 )
@@ -73,21 +74,26 @@ def _own_gold(constitution: str) -> str:
     return constitution
 
 
-def run_certify(config: CertifyConfig, out: Path, sweep: Sequence[str] | None) -> list[str]:
+def run_certify(
+    config: CertifyConfig, out: Path, sweep: Sequence[str] | None, spending: Gate | None = None
+) -> list[str]:
     """Certifies the judge in `out`, or with `sweep` (templates to try beside ours) tries all ways
-    of asking it. Returns what to tell. Raises RlaifError; answered calls are kept."""
+    of asking it. `spending`: what may be spent. Returns what to tell. Raises RlaifError; answered
+    calls are kept."""
     check_judges(config.judge)
     for field, asked in config.judge.judges():
         check_model(asked.model, field)
     need_space(out, NEEDED_MB)
     with full_disk(out):
-        return asyncio.run(_certify(config, out, sweep))
+        return asyncio.run(_certify(config, out, sweep, spending))
 
 
-async def _certify(config: CertifyConfig, out: Path, templates: Sequence[str] | None) -> list[str]:
+async def _certify(
+    config: CertifyConfig, out: Path, templates: Sequence[str] | None, spending: Gate | None
+) -> list[str]:
     gate = config.judge.gate
     assert gate is not None, "load_certify puts one there"
-    work = Workspace(out, config.seed, {})
+    work = Workspace(out, config.seed, {}, spending)
     try:
         if templates is not None:
             rows = await certify.sweep(config.judge, templates, gate, work)

@@ -114,7 +114,7 @@ async def _execute(
     *,
     reconfigure: bool,
 ) -> list[str]:
-    work = Workspace(out, config.seed, {"transformers": _transformers}, gate)
+    work = Workspace(out, config.seed, {"transformers": open_transformers}, gate)
     after_sft = config.after_sft(out)
     steps: list[tuple[str, Run]] = [(stage, STAGES[stage]) for stage in stages]
     if {"sample", "judge"} <= set(stages) and _at_once(after_sft):
@@ -189,7 +189,8 @@ def _prompts(config: RunConfig) -> int:
     return len(open_prompts(config.sample.prompts, config.sample.limit))
 
 
-def _transformers(model: ModelConfig, field: str) -> ChatModel:
+def open_transformers(model: ModelConfig, field: str) -> ChatModel:
+    """A model of `transformers/…`, for the pool."""
     from rlaif.train.generate import TransformersModel
 
     weights = model.model.removeprefix("transformers/")
@@ -200,7 +201,9 @@ def _transformers(model: ModelConfig, field: str) -> ChatModel:
 def _claim(config: RunConfig, out: Path, reconfigure: bool) -> None:
     """Writes the config into the run directory; refuses the directory of another config."""
     path = out / "config.yaml"
-    if path.is_file() and not reconfigure:
+    # A config that a mistake kept from making anything binds nobody.
+    made = ("responses.jsonl", "certificate.json", "revisions")
+    if path.is_file() and not reconfigure and any((out / name).exists() for name in made):
         before = YamlFile(path).value
         changed = list(differences(before, yaml.safe_load(dump_config(config))))
         if changed:

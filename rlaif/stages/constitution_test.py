@@ -25,6 +25,7 @@ from rlaif.judge.config import AskConfig, JudgeConfig
 from rlaif.judge.forms import Asked, Form
 from rlaif.judge.panel import Panel
 from rlaif.models.client import Bill
+from rlaif.models.gate import Gate
 from rlaif.models.names import parse_model
 from rlaif.models.pool import check_model, gives_logprobs
 from rlaif.progress import progress
@@ -61,8 +62,10 @@ def run_constitution_test(
     *,
     only: Sequence[str] = (),
     find_contradictions: bool = False,
+    gate: Gate | None = None,
 ) -> CaseRun:
     """`run_tests` of a constitution by path or name, with its calls kept in the folder `out`.
+    `gate`: what may be spent.
 
     Raises RlaifError; answered calls are kept.
     """
@@ -71,7 +74,7 @@ def run_constitution_test(
     need_space(out, NEEDED_MB)
 
     async def run() -> CaseRun:
-        work = Workspace(out, seed, {})
+        work = Workspace(out, seed, {}, gate)
         try:
             return await _run(file, chosen, config, work, find_contradictions)
         finally:

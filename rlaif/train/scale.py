@@ -1,0 +1,86 @@
+"""What a reward model's raw scores mean: `reward.json` beside its weights. Free of torch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field, ValidationError
+
+from rlaif.errors import SetupError
+from rlaif.files import write_text
+from rlaif.types import Record
+
+FILE = "reward.json"
+How = Literal["mean", "worst", "uncertain"]
+
+Array = npt.NDArray[np.float64]
+
+
+class RewardScale(Record):
+    """Where the zero and the unit of a reward model's scores lie."""
+
+    mean: tuple[float, ...] = Field(min_length=1)
+    """Mean raw score of each of the M members on the start policy's own responses, in nats."""
+    std: tuple[float, ...] = Field(min_length=1)
+    """Standard deviation of the same."""
+    responses: int = Field(ge=1)
+    """How many responses these are of."""
+    temperature: float = Field(gt=0)
+    """sigmoid(difference of mean raw scores / temperature) is the calibrated P(first preferred)."""
+
+    def normalised(self, raw_NM: npt.ArrayLike) -> Array:
+        """Raw scores (..., M) with mean 0 and variance 1 on the start policy's responses, so that
+        members can be compared and a KL coefficient means the same for every reward model."""
+        raw_NM = np.asarray(raw_NM, dtype=np.float64)
+        return np.asarray((raw_NM - np.array(self.mean)) / np.array(self.std))
+
+
+def scale_of(scores_NM: npt.ArrayLike, temperature: float) -> RewardScale:
+    """The scale on which these raw scores of the start policy's responses (N, M) have mean 0 and
+    variance 1. Raises ValueError where a member gives all of them the same score."""
+    scores_NM = np.asarray(scores_NM, dtype=np.float64)
+    std_M = scores_NM.std(axis=0)
+    if not (std_M > 0).all():
+        raise ValueError("a member gives every response the same score")
+    return RewardScale(
+        mean=tuple(scores_NM.mean(axis=0).tolist()),
+        std=tuple(std_M.tolist()),
+        responses=len(scores_NM),
+        temperature=temperature,
+    )
+
+
+def combined(scores_NM: npt.ArrayLike, how: How, penalty: float = 1.0) -> Array:
+    """One score of an ensemble's normalised scores (..., M) -> (...).
+
+    mean; worst: the least of them; uncertain: mean - `penalty` times their variance. Coste et al.
+    (2023), Reward model ensembles help mitigate overoptimization, section 3.
+    """
+    scores_NM = np.asarray(scores_NM, dtype=np.float64)
+    match how:
+        case "mean":
+            return np.asarray(scores_NM.mean(axis=-1))
+        case "worst":
+            return np.asarray(scores_NM.min(axis=-1))
+        case "uncertain":
+            return np.asarray(scores_NM.mean(axis=-1) - penalty * scores_NM.var(axis=-1))
+
+
+def write_scale(scale: RewardScale, folder: Path) -> None:
+    """Writes it beside the weights."""
+    write_text(folder / FILE, json.dumps(scale.model_dump(mode="json"), indent=2) + "\n")
+
+
+def read_scale(folder: Path) -> RewardScale | None:
+    """What `write_scale` wrote; None for a reward model of another's making. Raises SetupError."""
+    path = folder / FILE
+    if not path.is_file():
+        return None
+    try:
+        return RewardScale.model_validate_json(path.read_text(encoding="utf-8"))
+    except ValidationError as e:
+        raise SetupError("is not what train-rm wrote", file=path, fix="train it again") from e
