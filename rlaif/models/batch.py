@@ -243,7 +243,7 @@ class BatchedModel(ChatModel):
     async def _ask_live(self, key: str, request: ChatRequest) -> ChatReply:
         """One call at the full price, under the limits of calls: the window of batches is not
         theirs."""
-        guess = guessed_tokens(request)
+        guess = sum(guessed_tokens(request))
         await self._limiter.enter(guess)
         error: CallError | None = None
         tokens, start = 0, time.monotonic()

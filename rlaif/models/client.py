@@ -115,6 +115,9 @@ class Client:
             wait=self._wait_s,
             reraise=True,
         )
+        if model.outlives:
+            # Batches have limits of their own; a model of batches keeps to these for live calls.
+            limits, pace = Limits(adapt=False), None
         self._limiter = Limiter(
             limits or Limits(), concurrency=model.window or concurrency, pace=pace
         )
@@ -248,13 +251,14 @@ class Client:
 
     async def _attempt(self, key: str, request: ChatRequest, *, first: bool = False) -> Answer:
         """One try. Raises CallTransient; another CallError is the answer."""
-        guess = guessed_tokens(request)
+        prompt, completion = guessed_tokens(request)
+        guess = prompt + completion
         await self._limiter.enter(guess)
         error: CallError | None = None
         tokens, start, seconds = 0, time.monotonic(), 0.0
         task = self._asking[key]
         try:
-            may_cost = self._may_cost(request, guess) if self._gate.counts_money else 0.0
+            may_cost = self._may_cost(prompt, completion) if self._gate.counts_money else 0.0
             await self._gate.admit(may_cost)
             start = time.monotonic()
             if not self._sent:
@@ -267,7 +271,7 @@ class Client:
                 reply = _without_secrets(await self.model.ask(request))
             except BaseException as e:
                 paid = isinstance(e, CallError) and e.paid
-                cost = self._unread(request, guess) if paid else None
+                cost = self._unread(prompt, completion) if paid else None
                 self._gate.settle(may_cost, cost)
                 raise
             finally:
@@ -301,18 +305,16 @@ class Client:
         self._bill_once(key, reply, stored=False, usd=usd)
         return reply
 
-    def _may_cost(self, request: ChatRequest, guess: int) -> float:
+    def _may_cost(self, prompt: int, completion: int) -> float:
         """The most that a call of so many tokens is billed, in US dollars."""
         if self._price is None:
             return 0.0
-        completion = request.sampling.max_tokens * request.sampling.n
-        prompt = guess - completion
         batched = self.model.outlives
         return self._price.usd_of(prompt, completion, written=prompt, batched=batched)
 
-    def _unread(self, request: ChatRequest, guess: int) -> float:
+    def _unread(self, prompt: int, completion: int) -> float:
         """Bills an answer of which nothing can be made by what it may have cost."""
-        usd = self._may_cost(request, guess)
+        usd = self._may_cost(prompt, completion)
         self.bill.add_unread(None if self._price is None else usd)
         return usd
 

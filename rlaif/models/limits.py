@@ -265,11 +265,10 @@ def _minutes(seconds: float) -> str:
     return f"{seconds / 60:.0f} minutes"
 
 
-def guessed_tokens(request: ChatRequest) -> int:
-    """What a call will use, until its answer tells."""
+def guessed_tokens(request: ChatRequest) -> tuple[int, int]:
+    """The prompt's tokens and the most of the answer's, until the answer tells."""
     characters = sum(len(message.content) for message in request.messages)
-    asked = request.sampling.max_tokens * request.sampling.n
-    return characters // CHARACTERS_A_TOKEN + asked
+    return characters // CHARACTERS_A_TOKEN, request.sampling.max_tokens * request.sampling.n
 
 
 def backoff_s(wait: tenacity.wait.wait_base, attempts: int) -> float:

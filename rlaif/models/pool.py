@@ -302,7 +302,7 @@ class ModelPool:
                 )
                 if config.batch is None:
                     return anthropic
-                limiter = Limiter(config.limits, concurrency=config.concurrency)
+                limiter = self._live_limiter(config)
                 return BatchedModel(anthropic, anthropic, self._store, config.batch, limiter)
             case "vllm" | "embedded":
                 return ManagedModel(
@@ -334,8 +334,13 @@ class ModelPool:
                 )
                 if config.batch is None:
                     return openai
-                limiter = Limiter(config.limits, concurrency=config.concurrency)
+                limiter = self._live_limiter(config)
                 return BatchedModel(openai, openai, self._store, config.batch, limiter)
+
+    def _live_limiter(self, config: ModelConfig) -> Limiter:
+        """For the calls of a model in batches that are asked live."""
+        pace = self._paces.setdefault(config.model, Pace())
+        return Limiter(config.limits, concurrency=config.concurrency, pace=pace)
 
     async def _running(
         self, config: ModelConfig, field: str, before: VLLMServer | None
