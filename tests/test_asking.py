@@ -11,10 +11,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from conftest import Finished
 from local_server import Script, Server, completion
 
 from rlaif.datasets import open_prompts
@@ -93,10 +94,18 @@ def test_a_spent_budget_is_exit_code_4_and_names_the_command(tmp_path: Path) -> 
     _, said = run.communicate(timeout=60)
     assert run.returncode == 4
     assert said.splitlines()[-1] == (
-        "rlaif: --max-calls: 5 calls are made; what was in flight is answered and stored, and this "
-        "with more to spend goes on: rlaif sample smoke --out r --max-calls 5"
+        "rlaif: --max-calls: 5 calls are made; what was in flight is kept, and this goes on and "
+        "may spend as much again: rlaif sample smoke --out r --max-calls 5"
     )
     assert stored(tmp_path / "r") == 5
+
+
+@pytest.mark.parametrize("option", ["--max-usd", "--max-calls", "--max-minutes"])
+def test_the_help_says_that_a_budget_is_of_one_run_of_the_command(
+    run_cli: Callable[..., Finished], option: str
+) -> None:
+    said = " ".join(run_cli("run", "--help").out.split())
+    assert "(in this run of the command)" in said.partition(f"{option} ")[2].partition(" --")[0]
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])

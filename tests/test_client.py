@@ -424,8 +424,18 @@ def test_minutes_end_a_run_that_waits_for_a_provider(store: CallStore, error: Ca
 
 
 def test_minutes_end_a_run_that_waits_for_a_batch(store: CallStore) -> None:
-    model = Scripted(pause_s=9000)
-    model.outlives = True
+    class Batched(Scripted):
+        outlives = True
+
+        async def ask(self, request: ChatRequest) -> ChatReply:
+            self.ended = asyncio.get_running_loop().create_future()
+            raise await self.ended
+
+        async def settle(self) -> None:
+            self.ended.set_result(AskingStopped("its batch goes on without us"))
+
+    model = Batched()
+    model.window = 1
     assert timed_out(store, model, "a", "b", "c") == pytest.approx(6, abs=0.1)
 
 

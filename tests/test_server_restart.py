@@ -6,17 +6,21 @@ from __future__ import annotations
 import asyncio
 import sys
 from pathlib import Path
+from typing import cast
 
 import pytest
 from conftest import chat_request
+from virtual_time import in_virtual_time
 
 from rlaif.callstore import CallStore
-from rlaif.errors import RlaifError, SetupError
-from rlaif.models.client import Answer, Bill
-from rlaif.models.pool import ModelConfig, ModelPool
+from rlaif.errors import AskingStopped, CallTransient, RlaifError, SetupError
+from rlaif.models import pool
+from rlaif.models.client import Answer, Bill, Client
+from rlaif.models.pool import ManagedModel, ModelConfig, ModelPool
+from rlaif.models.served import ServedModel
 from rlaif.models.server import ServerConfig, VLLMServer
 from rlaif.models.server_log import wanted_less
-from rlaif.types import ChatReply
+from rlaif.types import ChatReply, ChatRequest
 
 STUB = """
 import http.server, json, os, signal, sys, threading
@@ -54,10 +58,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
             answered += 1
             with open(flag("--log"), "a") as log:
                 log.write(body["messages"][0]["content"] + "\\n")
-        self.reply(200, {
-            "choices": [{"message": {"content": "Hi"}, "finish_reason": "stop"}],
-            "usage": {"prompt_tokens": 1, "completion_tokens": 1},
-        })
+            # Under the lock: what is logged as answered must be out before another call kills us.
+            self.reply(200, {
+                "choices": [{"message": {"content": "Hi"}, "finish_reason": "stop"}],
+                "usage": {"prompt_tokens": 1, "completion_tokens": 1},
+            })
     def log_message(self, *args):
         pass
 http.server.ThreadingHTTPServer((flag("--host"), int(flag("--port"))), Handler).serve_forever()
@@ -228,3 +233,78 @@ def test_restarts_of_none_is_what_the_user_may_want(
 ) -> None:
     with pytest.raises(RlaifError):
         ask(tmp_path, model, monkeypatch, calls=9, answers=5, restarts=0)
+
+
+class Watched:
+    """Stands for a server that takes five seconds to say how it is."""
+
+    name, api_key, base_url = "m", "k", "http://127.0.0.1:1/v1"
+
+    def __init__(self) -> None:
+        self.looks = 0
+
+    async def is_serving(self) -> bool:
+        self.looks += 1
+        await asyncio.sleep(5)
+        return True
+
+
+def test_calls_that_fail_together_share_a_look_at_the_server(tmp_path: Path) -> None:
+    watched = Watched()
+    server = cast(VLLMServer, watched)
+
+    async def main() -> float:
+        with CallStore(tmp_path / "calls.sqlite") as store:
+            models = ModelPool(store, tmp_path, {})
+            models._server = server
+            config = ModelConfig(model="vllm/a/b")
+
+            async def look(failed_at_s: float) -> VLLMServer:
+                await asyncio.sleep(failed_at_s)
+                return await models._running(config, "policy.model", server)
+
+            # What the first look finds may be of before the call that failed two seconds later.
+            found = await asyncio.gather(*map(look, (0, 0, 0, 0, 2, 2, 2, 20)))
+            assert set(found) == {server}
+            return asyncio.get_running_loop().time()
+
+    assert in_virtual_time(main) == 25
+    assert watched.looks == 3
+
+
+class Failing(ServedModel):
+    """Each call fails after a second."""
+
+    async def ask(self, request: ChatRequest) -> ChatReply:
+        await asyncio.sleep(1)
+        raise CallTransient("the server has died")
+
+
+@pytest.mark.parametrize("drained_at_s", [0.5, 30])
+def test_no_server_is_started_again_for_a_run_that_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, drained_at_s: float
+) -> None:
+    """Half a second after the calls went out, or while the server is being started again."""
+    monkeypatch.setattr(pool, "ServedModel", Failing)
+    started: list[float] = []
+
+    async def running(before: VLLMServer | None) -> VLLMServer:
+        if before is not None:
+            await asyncio.sleep(600)
+            started.append(asyncio.get_running_loop().time())
+        return cast(VLLMServer, Watched())
+
+    async def main() -> float:
+        with CallStore(tmp_path / "calls.sqlite") as store:
+            model = ManagedModel("m", running, 5)
+            client = Client(model, store, Bill(), concurrency=4, attempts=3)
+            asking = [asyncio.create_task(client.ask(chat_request(t))) for t in "abcd"]
+            await asyncio.sleep(drained_at_s)
+            await client.drain()
+            seconds = asyncio.get_running_loop().time()
+            found = await asyncio.gather(*asking, return_exceptions=True)
+            assert {type(e) for e in found} == {AskingStopped}
+            return seconds
+
+    assert in_virtual_time(main) <= max(drained_at_s, 1) + 0.5
+    assert started == []

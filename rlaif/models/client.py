@@ -199,7 +199,8 @@ class Client:
             await self.model.settle()
             while self._sent:
                 await asyncio.wait(set(self._sent), timeout=DRAIN_LOOK_S)
-        left = (*self._asking.values(), *self._checks.values())
+        settling = () if self._settling is None else (self._settling,)
+        left = (*self._asking.values(), *self._checks.values(), *settling)
         for task in left:
             task.cancel()
         await asyncio.gather(*left, return_exceptions=True)
@@ -298,6 +299,8 @@ class Client:
         except Exception as e:
             # Before the place is free: the next call must not start.
             self._stopped = self._stopped or e
+            if isinstance(e, AskingStopped):
+                raise self._stopped from None
             raise
         finally:
             # What a batch leaves unanswered says nothing of the provider's load.

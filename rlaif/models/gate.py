@@ -14,7 +14,7 @@ from rlaif.errors import AskingStopped, SetupError
 from rlaif.models.prices import Price, Prices
 from rlaif.types import Record
 
-GOES_ON = "what was in flight is answered and stored, and this with more to spend goes on"
+GOES_ON = "what was in flight is kept, and this goes on and may spend as much again"
 
 
 class Budget(Record):

@@ -157,6 +157,9 @@ class ManagedModel(ChatModel):
         self._server: VLLMServer | None = None
         self._inner: ServedModel | None = None
         self._before: list[ServedModel] = []
+        self._looks: set[asyncio.Future[VLLMServer]] = set()
+        """Of calls that have failed, at a server that may have died."""
+        self._settled = False
 
     async def check(self) -> None:
         self._use(await self._running(None))
@@ -192,13 +195,29 @@ class ManagedModel(ChatModel):
         inner.heard = self.heard
         try:
             return await inner.ask(request)
-        except (CallTransient, SetupError):
+        except (CallTransient, SetupError) as failed:
             # No one should retry against a corpse. (And a stranger at the port of a server that is
             # gone may refuse our key.)
-            self._use(await self._running(server))
+            if self._settled:
+                raise
+            look = asyncio.ensure_future(self._running(server))
+            self._looks.add(look)
+            try:
+                self._use(await look)
+            except asyncio.CancelledError:
+                if self._settled:
+                    raise failed from None
+                raise
+            finally:
+                self._looks.remove(look)
             if self._server is not server:
                 raise CallTransient("the vLLM server had died and was started again") from None
             raise
+
+    async def settle(self) -> None:
+        self._settled = True
+        for look in self._looks:
+            look.cancel()
 
     async def aclose(self) -> None:
         for inner in (*self._before, *([self._inner] if self._inner else [])):
@@ -223,6 +242,8 @@ class ModelPool:
         self._starting = asyncio.Lock()
         self._serves: tuple[str, ServerConfig] | None = None
         self._restarts = 0
+        self._looked: tuple[VLLMServer | None, float] = None, 0.0
+        """Which server was found to answer, and when that look began."""
         self._store = store
         self._logs = logs
         self._extra = extra
@@ -330,6 +351,8 @@ class ModelPool:
         """A server that answers. `before` is the one whose call has failed: it is looked at, and
         if it has died another is started. Raises SetupError with its last words when that has been
         done `restarts` times."""
+        now = asyncio.get_running_loop().time
+        failed_at = now()
         # Two stages at work at the same time share one server; many calls fail with it.
         async with self._starting:
             server = self._server
@@ -343,7 +366,12 @@ class ModelPool:
                 return await self._started(config.server, weights, config.model)
             if server is not before and server is not None:
                 return server
+            looked, looked_at = self._looked
+            if looked is before and looked_at >= failed_at:
+                return before
+            looked_at = now()
             if await before.is_serving():
+                self._looked = before, looked_at
                 return before
             if self._restarts >= config.server.restarts:
                 before.check_alive()
