@@ -58,7 +58,7 @@ class SetupError(RlaifError):
         """The same error at a field, where it names no place of its own."""
         if self.field or self.file is not None:
             return self
-        return type(self)(self.problem, fix=self.fix, field=field)
+        return SetupError(self.problem, fix=self.fix, field=field)
 
 
 class StoreError(SetupError):

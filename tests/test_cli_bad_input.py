@@ -147,7 +147,10 @@ def test_a_broken_or_empty_row(run_cli: Cli, row: str, said: str) -> None:
         ("policy.model=gpt", "policy.model: unknown model 'gpt' (known forms: "),
         ("judge.model=fake/shortr", "judge.model: no fake model 'shortr' (did you mean fake/short"),
         ("judge.model=fake/faulty?rate=x", "judge.model: the option rate must be a number"),
-        ("policy.model=embedded/smollm", "unknown embedded model 'smollm' (did you mean smollm2-"),
+        (
+            "policy.model=embedded/smollm",
+            "model: unknown embedded model 'smollm' (there are smollm2-",
+        ),
         ("judge.model=http://h:1/v1", "judge.model: 'http://h:1/v1' does not say which model"),
         ("judge.model=openai/gpt", "judge.model: no API key: OPENAI_API_KEY is not set (export"),
         ("judge.model=anthropic/c", "judge.model: no API key: ANTHROPIC_API_KEY and ANTHROPIC_AU"),
@@ -211,7 +214,9 @@ def test_a_wrong_key_is_one_line_and_is_not_shown(
 
 def test_a_server_that_is_not_there(run_cli: Cli) -> None:
     found = run_cli("sample", "smoke", *QUICK, "policy.model=http://127.0.0.1:1/v1#m")
-    assert found.stopped().startswith("no server answers at http://127.0.0.1:1/v1 (start it")
+    assert found.stopped().startswith(
+        "policy.model: no server answers at http://127.0.0.1:1/v1 (start it"
+    )
 
 
 def test_a_port_in_use(run_cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
