@@ -193,9 +193,9 @@ def test_the_kl_of_a_step_is_the_mean_of_the_log_ratios_worked_by_hand(
         return ratios(policy, reference, encoded, *rest)
 
     monkeypatch.setattr(rl_answers, "log_ratios", spied)
-    result = Told().trained(tiny, likes_a, tmp_path / "rl", steps=5, temperature=0.7)
+    result = Told().trained(tiny, likes_a, tmp_path / "rl", steps=4, temperature=0.7)
     assert result.trace[0].kl == pytest.approx(0, abs=1e-5)
-    assert abs(result.trace[-1].kl) > 0.2
+    assert abs(result.trace[-1].kl) > 0.1
     assert [m.kl for m in (*result.trace, result.end)] == pytest.approx(by_hand, abs=1e-4)
 
 
@@ -211,7 +211,7 @@ def test_the_kl_of_a_step_is_what_trls_rloo_takes_off_the_reward(
             theirs.append(logs["kl"])
 
     monkeypatch.setattr(rl.RLOOTrainer, "log", spied)
-    result = Told().trained(tiny, likes_a, tmp_path / "rl", steps=5, temperature=0.7)
+    result = Told().trained(tiny, likes_a, tmp_path / "rl", steps=4, temperature=0.7)
     # Theirs is a token's mean, over all tokens of a step.
     assert [m.kl / m.length for m in result.trace] == pytest.approx(theirs, abs=1e-5)
 
@@ -239,7 +239,8 @@ def test_the_same_seed_gives_the_same_weights_and_another_gives_others(
     tiny: str, likes_a: str, tmp_path: Path, algorithm: str
 ) -> None:
     for name, seed in (("one", 0), ("two", 0), ("three", 1)):
-        Told().trained(tiny, likes_a, tmp_path / name, algorithm=algorithm, seed=seed)
+        changes = {"algorithm": algorithm, "seed": seed, "steps": 2, "normalise_on": 8}
+        Told().trained(tiny, likes_a, tmp_path / name, **changes)
     one, two, three = (weights(tmp_path / name) for name in ("one", "two", "three"))
     assert one == two
     assert one != three
@@ -247,20 +248,22 @@ def test_the_same_seed_gives_the_same_weights_and_another_gives_others(
 
 @pytest.mark.parametrize("algorithm", ["rloo", "grpo"])
 def test_parts_of_a_step_change_nothing(
-    tiny: str, likes_a: str, tmp_path: Path, algorithm: str
+    tiny: str, likes_a: str, tmp_path: Path, algorithm: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole, parts = (
-        Told().trained(
-            tiny, likes_a, tmp_path / str(n), algorithm=algorithm, answers_at_once=n, steps=2
-        )
-        for n in (16, 5)  # of 16 answers at most 4 at once
-    )
-    a, b = (AutoModelForCausalLM.from_pretrained(tmp_path / n).state_dict() for n in ("16", "5"))
-    assert whole.trace[0] == parts.trace[0]
-    # Adam's first steps follow the sign of a gradient, however small.
-    assert whole.trace[1].proxy == pytest.approx(parts.trace[1].proxy, abs=0.2)
-    far = sum(float((a[name] - b[name]).abs().gt(1e-3).sum()) for name in a)
-    assert far / sum(w.numel() for w in a.values()) < 0.01
+    gradients: list[torch.Tensor] = []
+    guard = rl._Guard.on_pre_optimizer_step
+
+    def spied(self: Any, *rest: Any, **kwargs: Any) -> None:
+        guard(self, *rest, **kwargs)
+        gradients.append(kwargs["model"].lm_head.weight.grad.clone())
+
+    monkeypatch.setattr(rl._Guard, "on_pre_optimizer_step", spied)
+    for n in (16, 5):  # of 16 answers at most 4 at once
+        changes = {"algorithm": algorithm, "steps": 1, "normalise_on": 8}
+        Told().trained(tiny, likes_a, tmp_path / str(n), answers_at_once=n, **changes)
+    whole, parts = gradients
+    assert whole.abs().max() > 1e-3
+    torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-6)
 
 
 def test_a_held_out_check_scores_the_same_answers_and_teaches_nothing(

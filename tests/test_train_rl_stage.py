@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 LABELLING = ("sample", "judge", "pairs")
 RL = (
-    "rl.steps=12",
+    "rl.steps=5",
     "rl.batch_prompts=4",
     "rl.max_new_tokens=8",
     "rl.learning_rate=0.02",
@@ -45,9 +45,7 @@ def little_garbage() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with a reward model."""
-    config, out = load_run(
-        "smoke", ["reward_model.epochs=1"], tmp_path_factory.mktemp("smoke") / "run"
-    )
+    config, out = load_run("smoke", [], tmp_path_factory.mktemp("smoke") / "run")
     execute(config, out, (*LABELLING, "train-rm"), reconfigure=False)
     return out
 
@@ -75,13 +73,13 @@ def test_it_trains_on_the_train_split_traces_and_reports(
     assert json.loads((copied / "rl" / "trace.json").read_text()) == found
     with (copied / "rl" / "trace.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert [int(row["step"]) for row in rows] == list(range(14))
+    assert [int(row["step"]) for row in rows] == list(range(7))
     assert [float(row["kl"]) for row in rows[1:-1]] == [step["kl"] for step in found["trace"]]
     assert rows[0]["held_out"] == ""
     report = json.loads((copied / "report.json").read_text())
     assert report["rl"] == found
     assert any(
-        line.startswith("RL (RLOO) against the reward model took 12")
+        line.startswith("RL (RLOO) against the reward model took 5")
         for line in done.out.splitlines()
     )
     assert any("no held-out check" in warning for warning in report["warnings"])
@@ -104,7 +102,12 @@ def test_it_tells_when_the_held_out_check_falls_while_the_proxy_rises(
         model.score.weight.neg_()
     model.save_pretrained(opposite)
     AutoTokenizer.from_pretrained(copied / "reward_model").save_pretrained(opposite)
-    check = (f"rl.held_out={opposite}", "rl.algorithm=grpo", "rl.samples=8", "rl.kl_budget=8")
+    check = (
+        f"rl.held_out={opposite}",
+        "rl.algorithm=grpo",
+        "rl.samples=8",
+        "rl.kl_budget=12",
+    )
     done = run_cli("train-rl", "--out", str(copied), *RL, "rl.steps=40", *check)
     assert done.code == 0, done.err
     found = part(copied, "rl")
@@ -115,7 +118,7 @@ def test_it_tells_when_the_held_out_check_falls_while_the_proxy_rises(
         in (json.loads((copied / "report.json").read_text())["warnings"])
     )
     assert found["stopped"] == "kl_budget"
-    assert "over the KL budget of 8; stopping" in done.err
+    assert "over the KL budget of 12; stopping" in done.err
 
 
 def test_without_a_section_a_command_says_how_to_write_one(
@@ -137,7 +140,7 @@ def test_a_reward_model_of_other_groups_is_refused_in_one_line(
     copied: Path, run_cli: Callable[..., Finished]
 ) -> None:
     groups = copied / "groups.jsonl"
-    groups.write_text(groups.read_text().replace('"weight":1.0', '"weight":2.0'))
+    groups.write_text("".join(groups.read_text().splitlines(keepends=True)[:-1]))
     said = run_cli("train-rl", "--out", str(copied), *RL).stopped()
     assert said.endswith("reward_model: is not of the present groups (run `rlaif train-rm` first)")
 
@@ -177,7 +180,4 @@ def test_rl_is_added_to_a_run_and_its_fields_are_then_the_runs(
     assert run_cli("train-rl", "--out", str(copied), *RL, "rl.steps=1").code == 0
     refused = run_cli("train-rl", "--out", str(copied), "rl.steps=2").stopped()
     assert "holds a run of another config: rl.steps: 1 there, 2 now" in refused
-    done = run_cli("train-rl", "--out", str(copied), "rl.steps=2", "--reconfigure")
-    assert done.code == 0
-    assert part(copied, "rl")["steps"] == 2
     assert read_jsonl(copied / "prompts.jsonl", Prompt) == before
