@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -156,13 +157,14 @@ def test_the_proxy_is_the_reward_models_own_score_with_mean_0_and_variance_1_at_
 
     monkeypatch.setattr(rl_answers.Grader, "__call__", spied)
     result = Told().trained(tiny, likes_a, tmp_path / "rl", steps=1)
-    _, start, step, _ = batches
+    start, step, _ = batches
     assert len(start[1]) == SETTINGS.normalise_on
     assert statistics.fmean(start[2]) == pytest.approx(0, abs=1e-9)
     assert statistics.pstdev(start[2]) == pytest.approx(1)
     items = [(prompt, [text]) for prompt, text in zip(step[0], step[1], strict=True)]
     raw = [r for (r,) in score_reward(likes_a, items, 1024, lambda *_: None) if r is not None]
-    by_hand = [(r - result.reward_mean) / result.reward_sd for r in raw]
+    ((mean,), (sd,)) = result.scale.mean, result.scale.std
+    by_hand = [(r - mean) / sd for r in raw]
     assert step[2] == pytest.approx(by_hand, abs=1e-4)
     assert result.trace[0].proxy == pytest.approx(statistics.fmean(by_hand), abs=1e-4)
 
@@ -289,6 +291,38 @@ def test_adapters_are_merged_into_a_plain_model(tiny: str, likes_a: str, tmp_pat
     plain, base = (AutoModelForCausalLM.from_pretrained(d) for d in (tmp_path / "rl", tiny))
     assert {n for n, _ in plain.named_parameters()} == {n for n, _ in base.named_parameters()}
     assert (tmp_path / "rl" / "adapter" / "adapter_config.json").is_file()
+
+
+@pytest.mark.parametrize("how", ["mean", "worst"])
+def test_an_ensemble_rewards_with_its_members_normalised_and_made_one(
+    tiny: str, likes_a: str, tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = Path(head_changed(likes_a, tmp_path / "both", 1.0))
+    weight_1H = load_file(both / "model.safetensors")["score.weight"]
+    other_1H = torch.randn(weight_1H.shape, generator=torch.Generator().manual_seed(0))
+    save_file({"weight": torch.cat([weight_1H, other_1H])}, both / "heads.safetensors")
+    raw: list[Any] = []
+    scores = rl_answers.Grader._raw
+
+    def spied(self: Any, *rest: Any) -> Any:
+        raw.append(scores(self, *rest))
+        return raw[-1]
+
+    monkeypatch.setattr(rl_answers.Grader, "_raw", spied)
+    result = Told().trained(tiny, str(both), tmp_path / "rl", steps=1, ensemble=how)
+    start_NM, _, step_NM, _ = raw
+    assert start_NM.shape == (SETTINGS.normalise_on, 2)
+    mean_M, sd_M = start_NM.mean(axis=0), start_NM.std(axis=0)
+    assert result.scale.mean == pytest.approx(mean_M)
+
+    def made_one(raw_NM: Any) -> Any:
+        normalised_NM = (raw_NM - mean_M) / sd_M
+        return normalised_NM.mean(axis=1) if how == "mean" else normalised_NM.min(axis=1)
+
+    at_start = made_one(start_NM)
+    by_hand = (made_one(step_NM) - at_start.mean()) / at_start.std()
+    assert result.trace[0].proxy == pytest.approx(by_hand.mean())
+    assert result.start.proxy == pytest.approx(0, abs=1e-9)
 
 
 @pytest.mark.parametrize(("learning_rate", "what"), [(1e38, "infinite or NaN")])

@@ -181,3 +181,22 @@ def test_rl_is_added_to_a_run_and_its_fields_are_then_the_runs(
     refused = run_cli("train-rl", "--out", str(copied), "rl.steps=2").stopped()
     assert "holds a run of another config: rl.steps: 1 there, 2 now" in refused
     assert read_jsonl(copied / "prompts.jsonl", Prompt) == before
+
+
+@pytest.mark.real
+def test_a_real_instruct_model_is_trained_for_a_reward_and_answers_afterwards(
+    copied: Path, run_cli: Callable[..., Finished]
+) -> None:
+    base = "dpo.base=embedded/smollm2-135m-instruct"
+    small = ("rl.steps=2", "rl.samples=2", "rl.max_new_tokens=12", "rl.learning_rate=1e-5")
+    done = run_cli("train-rl", "--out", str(copied), *RL, *small, base, "--reconfigure")
+    assert done.code == 0, done.err
+    found = part(copied, "rl")
+    assert found["base"].startswith("embedded/smollm2-135m-instruct")
+    # Before the first step policy and reference are one; after two they are not.
+    assert found["trace"][0]["kl"] == pytest.approx(0, abs=1e-2)
+    assert found["trace"][1]["kl"] != found["trace"][0]["kl"]
+    tokenizer = AutoTokenizer.from_pretrained(copied / "rl")
+    model = AutoModelForCausalLM.from_pretrained(copied / "rl")
+    asked = tokenizer("Hello", return_tensors="pt")
+    assert model.generate(**asked, max_new_tokens=2, do_sample=False).shape[1] > 1

@@ -61,9 +61,9 @@ class RLSection(Record):
     """Prompts trained on."""
     dropped_prompts: int = Field(ge=0)
     """Prompts left out because they and an answer exceed the model's context."""
-    reward_mean: Finite
-    """Of the start policy's answers, as the reward model gives it."""
-    reward_sd: Amount
+    reward_mean: tuple[Finite, ...]
+    """Of the start policy's answers, as each member of the reward model gives it."""
+    reward_sd: tuple[Amount, ...]
     start: Measure
     """The start policy's answers."""
     end: Measure

@@ -40,6 +40,7 @@ from rlaif.train.lora import Adapted
 from rlaif.train.rl_answers import AnswerReader, BudgetSpent, Grader, opening_ids
 from rlaif.train.rl_settings import Measure, RLSettings, figures
 from rlaif.train.saving import check_target
+from rlaif.train.scale import RewardScale
 from rlaif.train.trainer import check_finite
 from rlaif.types import Prompt
 
@@ -64,9 +65,8 @@ class RLResult:
     prompts: int
     dropped_prompts: int
     """Prompts that exceed the policy's context with an answer of `max_new_tokens`."""
-    reward_mean: float
-    """Of the start policy's answers, as the reward model gives it; `reward_sd` likewise."""
-    reward_sd: float
+    scale: RewardScale
+    """The reward model's, on the start policy's answers."""
     start: Measure
     end: Measure
     """Of the trained policy, on the prompts of `start`."""
@@ -112,7 +112,7 @@ def train_rl(
     if settings.lora is not None:
         adapted = Adapted(model, settings.lora)
         model = adapted.model
-    proxy = Grader(reward_model)
+    proxy = Grader(reward_model, settings.ensemble)
     check = Grader(held_out) if held_out is not None else None
     reader = AnswerReader(kept, proxy, check, model, tokenizer, config, settings)
 
@@ -144,8 +144,7 @@ def train_rl(
         seconds=time.monotonic() - began,
         prompts=len(kept),
         dropped_prompts=len(prompts) - len(kept),
-        reward_mean=proxy.mean,
-        reward_sd=proxy.sd,
+        scale=proxy.scale,
         start=start,
         end=end,
         trace=reader.trace,

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import math
-import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from rlaif.errors import SetupError, TrainingDiverged
 from rlaif.train.api import _in
 from rlaif.train.collate import Batch
+from rlaif.train.ensemble import adapter_folders, load_adapters, load_heads
 from rlaif.train.groups import EncodedGroup, encode
-from rlaif.train.loading import device, load_reward, load_tokenizer, pad_id, quiet
+from rlaif.train.loading import device, load_tokenizer, pad_id, quiet
 from rlaif.train.rl_settings import Measure, RLSettings, measure
+from rlaif.train.scale import Array, How, RewardScale, combined, scale_of
 from rlaif.train.scorers import RewardScorer, response_log_probs, score_groups
 from rlaif.types import Prompt
 
@@ -36,16 +37,41 @@ class Answers:
 
 
 class Grader:
-    """A reward model whose scores are normalised."""
+    """A reward model, of one member or of several, whose scores are normalised."""
 
-    def __init__(self, name: str) -> None:
-        self._name = name
+    def __init__(self, name: str, how: How = "mean") -> None:
+        self._name, self._how = name, how
         self._tokenizer = load_tokenizer(name)
-        self._scorer = RewardScorer(load_reward(name, pad_id(self._tokenizer), new_head=False))
-        self.mean, self.sd = 0.0, 1.0
+        pad = pad_id(self._tokenizer)
+        models = [load_heads(name, pad), *(load_adapters(f, pad) for f in adapter_folders(name))]
+        self._members = [RewardScorer(model) for model in models]
+        self.scale: RewardScale
+        """Of each member; `normalise` sets it."""
+        self._zero, self._unit = 0.0, 1.0
 
     def __call__(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float]:
-        """(r(x, y) - mean) / sd of each. Raises TrainingDiverged for one that is not finite."""
+        """The members' normalised scores made one, and that normalised, of each answer. Raises
+        TrainingDiverged for one that is not finite."""
+        scores_N = combined(self.scale.normalised(self._raw(prompts, texts)), self._how)
+        normalised: list[float] = ((scores_N - self._zero) / self._unit).tolist()
+        return normalised
+
+    def normalise(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> None:
+        """Sets these answers' scores to mean 0 and variance 1. Raises SetupError if a member gives
+        all of them the same."""
+        raw_NM = self._raw(prompts, texts)
+        # Rounding leaves equal scores a spread that is no preference.
+        if (raw_NM.std(axis=0) <= 1e-6 * np.abs(raw_NM).max(axis=0)).any():
+            raise SetupError(
+                "gives every answer of the start policy the same reward",
+                file=self._name,
+                fix="train a reward model that tells answers apart",
+            )
+        self.scale = scale_of(raw_NM, temperature=1.0)
+        scores_N = combined(self.scale.normalised(raw_NM), self._how)
+        self._zero, self._unit = float(scores_N.mean()), float(scores_N.std())
+
+    def _raw(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> Array:
         groups = []
         for prompt, text in zip(prompts, texts, strict=True):
             prompt_ids, (response_ids,) = encode(self._tokenizer, prompt, [text], [True])
@@ -53,24 +79,18 @@ class Grader:
                 # The head reads the conversation's last token, whoever said it.
                 prompt_ids, response_ids = prompt_ids[:-1], prompt_ids[-1:]
             groups.append(EncodedGroup(prompt_ids, [response_ids], (), (0.0,)))
-        scores = [r for (r,) in _scores(self._scorer, groups, pad_id(self._tokenizer))]
-        if not all(map(math.isfinite, scores)):
+        raw_NM = np.concatenate(
+            [
+                _scores(member, groups, pad_id(self._tokenizer)).reshape(len(groups), -1)
+                for member in self._members
+            ],
+            axis=1,
+        )
+        if not np.isfinite(raw_NM).all():
             raise TrainingDiverged(
                 f"{self._name} gave a reward that is infinite or NaN; nothing was saved"
             )
-        return [(r - self.mean) / self.sd for r in scores]
-
-    def normalise(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> None:
-        """Sets these answers' scores to mean 0 and variance 1. Raises SetupError if all are the
-        same."""
-        scores = self(prompts, texts)
-        self.mean, self.sd = statistics.fmean(scores), statistics.pstdev(scores)
-        if self.sd <= 1e-6 * max(map(abs, scores)):
-            raise SetupError(
-                "gives every answer of the start policy the same reward",
-                file=self._name,
-                fix="train a reward model that tells answers apart",
-            )
+        return raw_NM
 
 
 class AnswerReader:
@@ -207,21 +227,24 @@ def log_ratios(
     """
     groups = [EncodedGroup(x, [y], (), (0.0,)) for x, y in encoded]
 
-    def log_probs(model: PreTrainedModel) -> list[float]:
+    def log_probs(model: PreTrainedModel) -> Array:
         def score(batch: Batch) -> torch.Tensor:
             return response_log_probs(model, batch, temperature)
 
-        return [value for (value,) in _scores(score, groups, pad_token_id)]
+        return _scores(score, groups, pad_token_id)
 
-    return [p - q for p, q in zip(log_probs(policy), log_probs(reference), strict=True)]
+    ratios: list[float] = (log_probs(policy) - log_probs(reference)).reshape(-1).tolist()
+    return ratios
 
 
 def _scores(
     score: Callable[[Batch], torch.Tensor], groups: Sequence[EncodedGroup], pad_token_id: int
-) -> list[tuple[float, ...]]:
-    return score_groups(
+) -> Array:
+    """Scores of groups of one response, (N,) or (N, M)."""
+    scores_N = score_groups(
         score, groups, pad_token_id, packed=False, device=device(), on_group=lambda *_: None
     )
+    return torch.cat(scores_N).double().numpy()
 
 
 def opening_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from rlaif.errors import SetupError
+from rlaif.train.scale import How
 from rlaif.train.settings import LoraSettings, Precision
 from rlaif.types import Probability, Record
 
@@ -51,6 +52,9 @@ class RLSettings(Record):
     the trained one is measured in the end."""
     answers_at_once: int = Field(default=8, gt=0)
     """Answers in memory for a gradient; the result does not change."""
+    ensemble: How = "mean"
+    """What an ensemble of reward models rewards: the mean of its members' normalised scores, the
+    worst of them, or their mean less their variance (Coste et al. 2023)."""
     dtype: Precision = "float32"
     """Precision of the forward pass; weights and optimiser stay in float32."""
     gradient_checkpointing: bool = False
