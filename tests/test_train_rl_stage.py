@@ -188,7 +188,13 @@ def test_a_real_instruct_model_is_trained_for_a_reward_and_answers_afterwards(
     copied: Path, run_cli: Callable[..., Finished]
 ) -> None:
     base = "dpo.base=embedded/smollm2-135m-instruct"
-    small = ("rl.steps=2", "rl.samples=2", "rl.max_new_tokens=12", "rl.learning_rate=1e-5")
+    small = (
+        "rl.steps=2",
+        "rl.normalise_on=8",
+        "rl.samples=2",
+        "rl.max_new_tokens=12",
+        "rl.learning_rate=1e-5",
+    )
     done = run_cli("train-rl", "--out", str(copied), *RL, *small, base, "--reconfigure")
     assert done.code == 0, done.err
     found = part(copied, "rl")
