@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from rlaif.config import dump_config
 from rlaif.files import read_jsonl
+from rlaif.plan.training import training
 from rlaif.recipe import execute, load_run
 from rlaif.types import Prompt
 
@@ -85,6 +86,13 @@ def test_it_trains_on_the_train_split_traces_and_reports(
     assert any("no held-out check" in warning for warning in report["warnings"])
     page = (copied / "report.html").read_text()
     assert "RL against the reward model" in page
+
+    config, _ = load_run(None, ["rl.steps=10"], copied)
+    seconds, size = training("train-rl", config, copied, ()) or (None, None)
+    assert size is not None
+    # A plan takes the pace of this run: 10 steps are twice as long as its 5.
+    assert seconds is not None
+    assert seconds.point >= 2 * found["seconds"]
 
     again = run_cli("train-rl", "--out", str(copied))
     assert again.code == 0
