@@ -73,6 +73,7 @@ class Workspace:
             "pairs": (self.comparisons, "labels"),
             "reward_model": (self.groups, "pairs"),
             "dpo": (self.groups, "pairs"),
+            "rl": (self.reward_model / STAMP, "reward_model"),
             "comparison": (self.policy / STAMP, "dpo"),
             "revisions": (self.chains, None),
             "sft": (self.revisions / STAMP, None),

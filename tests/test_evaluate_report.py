@@ -182,6 +182,7 @@ def test_the_top_level_keys_are_the_ones_that_others_rely_on() -> None:
         "pairs",
         "reward_model",
         "dpo",
+        "rl",
         "comparison",
         "cost",
         "environment",

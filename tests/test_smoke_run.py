@@ -86,12 +86,13 @@ def test_the_report_has_the_promised_keys_and_no_others(smoke: Twice) -> None:
         "pairs",
         "reward_model",
         "dpo",
+        "rl",
         "comparison",
         "cost",
         "environment",
         "warnings",
     }
-    left_out = {"certificate", "revisions", "sft"}
+    left_out = {"certificate", "revisions", "sft", "rl"}
     given = {k: v for k, v in smoke.first.report.items() if k not in left_out}
     assert all(section is not None for section in given.values())
     assert set(smoke.first.report["cost"]) == set(WORKED)

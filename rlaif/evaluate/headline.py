@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rlaif.evaluate import revisions
+from rlaif.evaluate import revisions, rl
 from rlaif.evaluate.intervals import Interval, excludes
 from rlaif.evaluate.schema import (
     CertificateSection,
@@ -40,6 +40,7 @@ def headline(report: Report) -> list[str]:
         *_pairs(report.pairs),
         *_model("The reward model", "The reward model", report.reward_model),
         *_model("The DPO policy", "DPO's implicit reward", report.dpo),
+        *(rl.sentences(report.rl) if report.rl else []),
         *_comparison(report.comparison, report.dpo),
     ]
 
@@ -91,6 +92,8 @@ def find_warnings(report: Report) -> tuple[str, ...]:
             )
     if report.revisions is not None:
         found += revisions.warnings(report.revisions)
+    if report.rl is not None:
+        found += rl.warnings(report.rl)
     if labels is not None and labels.requested:
         lost = sum(labels.unscored.values())
         if lost / labels.requested > MANY_LOST:

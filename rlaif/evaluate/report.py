@@ -22,6 +22,7 @@ STAGES = (
     "pairs",
     "train-rm",
     "train-dpo",
+    "train-rl",
     "compare",
 )
 """The order that stages are shown in; any other follows by name."""

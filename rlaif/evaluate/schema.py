@@ -14,6 +14,7 @@ from pydantic import Field, field_validator, model_validator
 
 from rlaif.evaluate.intervals import Interval
 from rlaif.evaluate.revisions import RevisionsSection
+from rlaif.evaluate.rl import RLSection
 from rlaif.types import Probability, Record
 
 Count = Annotated[int, Field(ge=0)]
@@ -300,6 +301,7 @@ class Report(Record):
     pairs: PairsSection | None = None
     reward_model: RewardModelSection | None = None
     dpo: DPOSection | None = None
+    rl: RLSection | None = None
     comparison: ComparisonSection | None = None
     cost: Mapping[str, StageCost]
     """Stage -> cost."""

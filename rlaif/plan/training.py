@@ -16,10 +16,11 @@ from rlaif.plan.figures import Figure, exactly
 from rlaif.preferences import split_by_prompt
 from rlaif.recipe import SFT, RunConfig
 from rlaif.stages.train_dpo import DPOConfig
+from rlaif.stages.train_rl import RLConfig
 from rlaif.stages.train_rm import RewardModelConfig
 from rlaif.stages.train_sft import SFTConfig
 
-PARTS = {"train-sft": "sft", "train-rm": "reward_model", "train-dpo": "dpo"}
+PARTS = {"train-sft": "sft", "train-rm": "reward_model", "train-dpo": "dpo", "train-rl": "rl"}
 """Stage -> the report's part that tells how long it took."""
 SPREAD = Figure(0.5, 1.0, 2.0)
 """How far a step may be from one of an earlier run: other lengths, another load of the machine."""
@@ -37,10 +38,12 @@ def training(
         "train-sft": config.sft,
         "train-rm": config.reward_model,
         "train-dpo": config.dpo,
+        "train-rl": config.rl,
     }.get(stage)
     if section is None:
         return None
-    identity, folder = _start(config, stage, section.base, out)
+    base = config.dpo.base if isinstance(section, RLConfig) else section.base
+    identity, folder = _start(config, stage, base, out)
     paces = []
     for directory in (out, *beside):
         part, cost = _part(directory, PARTS[stage]), _part(directory, "cost")
@@ -73,9 +76,12 @@ def _start(config: RunConfig, stage: str, base: str | None, out: Path) -> tuple[
 
 
 def _steps(
-    config: RunConfig, stage: str, section: SFTConfig | RewardModelConfig | DPOConfig
+    config: RunConfig, stage: str, section: SFTConfig | RewardModelConfig | DPOConfig | RLConfig
 ) -> float:
-    """Optimiser steps, where no group is dropped and every prompt gives one."""
+    """Optimiser steps, where no group is dropped and every prompt gives one, and no KL budget ends
+    them."""
+    if isinstance(section, RLConfig):
+        return float(section.steps)
     prompts = load_prompts(config.sample.prompts, config.sample.limit)
     if stage == "train-sft" and config.revise is not None:
         if config.revise.prompts is not None:

@@ -21,13 +21,14 @@ from rlaif.recipe.config import OPTIONAL, SFT, RunConfig
 from rlaif.stages import (
     certify,
     revise,
+    train_rl,
 )
 from rlaif.train.settings import require_torch
 
 NEEDED_MB = 50
 """Free on the disk before a run starts. For calls and datasets; a stage that needs more says so
 itself."""
-TRAINED = {"train-sft", "train-rm", "train-dpo", "compare"}
+TRAINED = {"train-sft", "train-rm", "train-dpo", "train-rl", "compare"}
 """Stages that need the training half."""
 
 
@@ -57,6 +58,8 @@ def check(config: RunConfig, stages: Sequence[str], out: Path) -> None:
         revise.check(config.revise, config.policy, config.judge, tuple(prompts), config.seed)
     if TRAINED & set(stages):
         require_torch()
+    if "train-rl" in stages:
+        train_rl.check(section_of(config.rl, "rl"))
     if {"sample", "revise"} & set(stages):
         check_model(policy, "policy.model")
     if {"certify", "judge", "compare"} & set(stages):
@@ -66,6 +69,7 @@ def check(config: RunConfig, stages: Sequence[str], out: Path) -> None:
         "train-sft": ("sft", config.sft.base if config.sft else None),
         "train-rm": ("reward_model", config.reward_model.base),
         "train-dpo": ("dpo", config.dpo.base),
+        "train-rl": ("dpo", config.dpo.base),
     }
     for stage, (section, base) in bases.items():
         if stage not in stages:

@@ -7,7 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import field_validator, model_validator
+from pydantic import (
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from rlaif.config import load_config
 from rlaif.errors import SetupError
@@ -24,14 +29,17 @@ from rlaif.stages.pairs import PairsConfig
 from rlaif.stages.revise import ReviseConfig
 from rlaif.stages.sample import SampleConfig
 from rlaif.stages.train_dpo import DPOConfig
+from rlaif.stages.train_rl import RLConfig
 from rlaif.stages.train_rm import RewardModelConfig
 from rlaif.stages.train_sft import SFTConfig
 from rlaif.types import Record
 
 SFT = "run/sft"
 """As a `base`: the policy that train-sft has made in the same run."""
-OPTIONAL = {"revise": "revise", "train-sft": "sft"}
+OPTIONAL = {"revise": "revise", "train-sft": "sft", "train-rl": "rl"}
 """Stages that a run has only where its config has their section."""
+TUNING = ("revise", "train-sft")
+"""Stages before sampling, which start from the policy as it is named."""
 
 
 class RunConfig(Record):
@@ -58,6 +66,8 @@ class RunConfig(Record):
     pairs: PairsConfig = PairsConfig()
     reward_model: RewardModelConfig = RewardModelConfig()
     dpo: DPOConfig = DPOConfig()
+    rl: RLConfig | None = None
+    """Train another policy by RL against the reward model, from where DPO starts; none: do not."""
     compare: CompareConfig = CompareConfig()
 
     @field_validator("name")
@@ -76,6 +86,14 @@ class RunConfig(Record):
         if self.sft is None and ("sft" in named or SFT in named):
             raise ValueError("the run starts from sft, and has no sft section; add one")
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_rl(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # The config of a run that has no RL, and its hash, are what they were before there was any.
+        dumped: dict[str, Any] = plain(self)
+        if self.rl is None:
+            dumped.pop("rl", None)
+        return dumped
 
     def stages(self) -> tuple[str, ...]:
         """The stages of a whole run."""
@@ -99,8 +117,12 @@ class RunConfig(Record):
     def from_sft(self) -> set[str]:
         """The stages that use the model that train-sft makes."""
         if self.start == "sft":
-            return {"sample", "train-rm", "train-dpo", "compare"}
-        bases = {"train-rm": self.reward_model.base, "train-dpo": self.dpo.base}
+            return {"sample", "train-rm", "train-dpo", "train-rl", "compare"}
+        bases = {
+            "train-rm": self.reward_model.base,
+            "train-dpo": self.dpo.base,
+            "train-rl": self.dpo.base,
+        }
         return {stage for stage, base in bases.items() if base == SFT}
 
 

@@ -16,19 +16,19 @@ from rlaif.evaluate.report import write_report
 from rlaif.evaluate.revisions import RevisionsSection
 from rlaif.evaluate.schema import Report, SFTSection
 from rlaif.files import digest
-from rlaif.recipe.config import OPTIONAL, RunConfig
+from rlaif.recipe.config import TUNING, RunConfig
 from rlaif.workspace import Workspace
 
-PARTS = ("revisions", "sft", "labels", "judge", "pairs", "reward_model", "dpo", "comparison")
+PARTS = ("revisions", "sft", "labels", "judge", "pairs", "reward_model", "dpo", "rl", "comparison")
 """Parts of the report, as stages leave them."""
-PART_OF = {"revisions": "revise", "sft": "sft"}
+PART_OF = {"revisions": "revise", "sft": "sft", "rl": "rl"}
 """Their parts of the report, and the sections."""
 
 
 def summary(config: RunConfig, work: Workspace, stages: Sequence[str]) -> list[str]:
     """The main sentences for the terminal, and where to look."""
     revised, tuned = work.part("revisions"), work.part("sft")
-    if not set(stages) <= set(OPTIONAL):
+    if not set(stages) <= set(TUNING):
         report = report_of(config, work)
         told = [] if report is None else headline(report)
         return [*told, f"report: {work.directory / 'report.html'}"]

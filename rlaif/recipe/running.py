@@ -23,7 +23,7 @@ from rlaif.models.pool import (
     weights_identity,
 )
 from rlaif.recipe.checks import NEEDED_MB, check, section_of
-from rlaif.recipe.config import OPTIONAL, RunConfig
+from rlaif.recipe.config import TUNING, RunConfig
 from rlaif.recipe.reporting import report_of, summary
 from rlaif.stages import (
     certify,
@@ -33,6 +33,7 @@ from rlaif.stages import (
     revise,
     sample,
     train_dpo,
+    train_rl,
     train_rm,
     train_sft,
 )
@@ -70,6 +71,7 @@ STAGES: Mapping[str, Run] = {
     "pairs": lambda c, w: pairs.run(c.pairs, w, tuned=c.sft is not None),
     "train-rm": lambda c, w: train_rm.run(c.reward_model, c.policy.model, w),
     "train-dpo": lambda c, w: train_dpo.run(c.dpo, c.policy.model, w),
+    "train-rl": lambda c, w: train_rl.run(section_of(c.rl, "rl"), c.dpo.base, c.policy.model, w),
     "compare": lambda c, w: compare.run(
         c.compare,
         c.policy,
@@ -128,7 +130,7 @@ async def _execute(
         # Only now that the directory is ours: the config of a run at work must stay its own.
         _claim(config, out, reconfigure)
         for stage, run in steps:
-            if stage in ("train-sft", "train-rm"):
+            if stage in ("train-sft", "train-rm", "train-rl"):
                 # Training needs the memory that the servers hold.
                 await work.pool.close_servers()
             if stage in config.from_sft() and work.part("sft") is None:
@@ -138,7 +140,7 @@ async def _execute(
                     fix="run `rlaif train-sft` first",
                 )
             try:
-                await run(config if stage in OPTIONAL else after_sft, work)
+                await run(config if stage in TUNING else after_sft, work)
             except RlaifError:
                 # What there is to report is reported; the stage's error is the one to show.
                 with contextlib.suppress(SetupError):
@@ -205,7 +207,11 @@ def _claim(config: RunConfig, out: Path, reconfigure: bool) -> None:
     made = ("responses.jsonl", "certificate.json", "revisions")
     if path.is_file() and not reconfigure and any((out / name).exists() for name in made):
         before = YamlFile(path).value
-        changed = list(differences(before, yaml.safe_load(dump_config(config))))
+        now = yaml.safe_load(dump_config(config))
+        if before.get("rl") is None:
+            # Nothing there was made with it, or will be made anew for it.
+            now.pop("rl", None)
+        changed = list(differences(before, now))
         if changed:
             more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
             raise SetupError(

@@ -9,6 +9,7 @@ ORDER = {
     "pairs": "Turn comparisons into preference groups and a dataset.",
     "train-rm": "Train a reward model on the preference groups.",
     "train-dpo": "Train a policy by DPO on the same groups.",
+    "train-rl": "Train a policy by RL against the reward model, where the config has a section rl.",
     "compare": "Compare the reward model, the DPO policy and the start policy.",
 }
 """The stages of a run, in order, and what each does. Free of imports: `rlaif --help` reads it."""

@@ -22,6 +22,8 @@ from rlaif.types import PreferenceGroup
 from rlaif.workspace import Workspace
 
 NEEDED_MB = 2_000
+SHOWN = ("loss", "accuracy", "kl", "proxy")
+"""Figures of a step that the progress display shows."""
 ScoreRows = list[list[float | None]]
 OnStep = Callable[[int, int, Mapping[str, float]], None]
 
@@ -93,7 +95,7 @@ def make_once(
     name: str,
     out: Path,
     data: Mapping[str, str],
-    settings: TrainSettings,
+    settings: BaseModel,
     start: Start,
     work: Workspace,
     make: Callable[[], BaseModel],
@@ -164,7 +166,7 @@ class Steps:
         if self._advance is None:
             self._display = progress(self._label, total, self._unit)
             self._advance = self._display.__enter__()
-        shown = "  ".join(f"{k} {v:.3f}" for k, v in figures.items() if k in ("loss", "accuracy"))
+        shown = "  ".join(f"{k} {v:.3f}" for k, v in figures.items() if k in SHOWN)
         self._advance(step, shown)
 
     def __exit__(self, *error: Any) -> None:

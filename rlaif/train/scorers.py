@@ -96,8 +96,11 @@ class DPOScorer(Scorer):
         return self.beta * ratio_N
 
 
-def response_log_probs(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
-    """log pi(y|x) of each response, the sum over its tokens, (N,), float32, in nats.
+def response_log_probs(
+    model: PreTrainedModel, batch: Batch, temperature: float = 1.0
+) -> torch.Tensor:
+    """log pi(y|x) of each response, the sum over its tokens, (N,), float32, in nats, of a policy
+    that is sampled at `temperature`.
 
     Only the positions that predict a response's token are projected onto the vocabulary, some
     `LOGITS_AT_ONCE` logits at a time; further ones are computed again for the gradient.
@@ -110,7 +113,7 @@ def response_log_probs(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
     shape = logit_shape(model)
 
     def of(hidden_MH: torch.Tensor, target_M: torch.Tensor) -> torch.Tensor:
-        logits_MV = shape(head(hidden_MH).float())
+        logits_MV = shape(head(hidden_MH).float()) / temperature
         return -F.cross_entropy(logits_MV, target_M, reduction="none")
 
     pieces = list(

@@ -1,0 +1,146 @@
+"""Stage 6b: a policy by RL against the run's reward model, from the start and reference of DPO."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import Field
+
+from rlaif.errors import SetupError
+from rlaif.evaluate.rl import Finding, RLSection, alarms
+from rlaif.files import digest, read_jsonl, write_text
+from rlaif.models.pool import weights_identity
+from rlaif.progress import say
+from rlaif.stages._training import Steps, interruptible, make_once, start_weights
+from rlaif.train.rl_settings import Measure, RLSettings, require_trl
+from rlaif.types import Prompt
+from rlaif.workspace import STAMP, Workspace
+
+
+class RLConfig(RLSettings):
+    """How the policy is trained by RL. It starts where DPO does (dpo.base)."""
+
+    held_out: str | None = None
+    """Folder of a second reward model, which scores every answer and teaches nothing: of another
+    judge, of people's labels, or of other prompts; none: the reward goes unchecked."""
+    length_factor: float = Field(default=2.0, gt=1.0)
+    """Answers that become so many times longer, or shorter, are told."""
+
+
+def check(config: RLConfig) -> None:
+    """Finds what is wrong before anything is asked or loaded. Raises SetupError."""
+    require_trl()
+    if config.held_out is not None and not (Path(config.held_out) / "config.json").is_file():
+        raise SetupError(
+            f"{config.held_out} holds no reward model (no config.json)",
+            field="rl.held_out",
+            fix="give a folder that train-rm wrote",
+        )
+
+
+async def run(config: RLConfig, base: str | None, policy: str, work: Workspace) -> None:
+    """Writes rl/: a plain AutoModelForCausalLM, and in it trace.json and trace.csv.
+
+    `base`: DPO's. Prompts are those of the train split. Raises SetupError where the run has no
+    reward model of its present groups.
+    """
+    check(config)
+    if not (work.reward_model / STAMP).is_file():
+        raise SetupError("is not there", file=work.reward_model, fix="run `rlaif train-rm` first")
+    if work.part("reward_model") is None:
+        raise SetupError(
+            "is not of the present groups", file=work.reward_model, fix="run `rlaif train-rm` first"
+        )
+    prompts = _train_prompts(work)
+    start = start_weights(base, policy, "dpo")
+    out = work.directory / "rl"
+    data = {
+        "reward model": weights_identity(work.reward_model),
+        "prompts": digest([prompt.model_dump(mode="json") for prompt in prompts]),
+    }
+    if config.held_out is not None:
+        data["held-out check"] = weights_identity(Path(config.held_out))
+
+    def make() -> RLSection:
+        section = _fit(config, start.weights, start.identity, prompts, out, work)
+        write_text(out / "trace.json", section.model_dump_json(indent=2) + "\n")
+        write_text(out / "trace.csv", _csv([section.start, *section.trace, section.end]))
+        return section
+
+    async with work.stage("train-rl"):
+        make_once("rl", out, data, config, start, work, make)
+
+
+def _train_prompts(work: Workspace) -> list[Prompt]:
+    prompts = read_jsonl(work.prompts, Prompt)
+    if not work.splits.is_file():
+        raise SetupError("is not there", file=work.splits, fix="run `rlaif pairs` first")
+    split_of = json.loads(work.splits.read_text(encoding="utf-8"))
+    return [prompt for prompt in prompts if split_of.get(prompt.id) == "train"]
+
+
+def _fit(
+    config: RLConfig,
+    weights: str,
+    identity: str,
+    prompts: Sequence[Prompt],
+    out: Path,
+    work: Workspace,
+) -> RLSection:
+    # torch is imported when there is something to train, not when a config is read.
+    from rlaif.train.rl import train_rl
+
+    trace: list[Measure] = []
+    findings: dict[str, Finding] = {}
+
+    def on_trace(start: Measure, step: Measure) -> None:
+        trace.append(step)
+        for finding in alarms(start, trace, config.length_factor):
+            if finding.kind not in findings:
+                findings[finding.kind] = finding
+                say(f"alarm ({finding.kind}) at step {finding.step}: {finding.text}")
+
+    with interruptible(), Steps("rl training", "steps") as on_step:
+        result = train_rl(
+            weights,
+            str(work.reward_model),
+            config.held_out,
+            prompts,
+            config,
+            work.seed,
+            out,
+            on_step,
+            on_trace,
+            say,
+        )
+    return RLSection(
+        algorithm=config.algorithm,
+        base=identity,
+        held_out=config.held_out,
+        beta=config.beta,
+        kl_budget=config.kl_budget,
+        stopped="kl_budget" if result.budget_spent else "steps",
+        steps=result.steps,
+        seconds=result.seconds,
+        prompts=result.prompts,
+        dropped_prompts=result.dropped_prompts,
+        reward_mean=result.scale.mean,
+        reward_sd=result.scale.std,
+        start=result.start,
+        end=result.end,
+        trace=tuple(result.trace),
+        findings=tuple(findings.values()),
+    )
+
+
+def _csv(rows: Sequence[Measure]) -> str:
+    """A line for the start, for each step's answers, and for the end."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(Measure.model_fields), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(row.model_dump() for row in rows)
+    return text.getvalue()
