@@ -63,7 +63,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def _gives_memory_back(function: Callable[P, T]) -> Callable[P, T]:
+def gives_memory_back(function: Callable[P, T]) -> Callable[P, T]:
     """Frees the function's models, on the host and on the accelerator, when it ends."""
 
     @functools.wraps(function)
@@ -79,7 +79,7 @@ def _gives_memory_back(function: Callable[P, T]) -> Callable[P, T]:
     return freeing
 
 
-@_gives_memory_back
+@gives_memory_back
 def train_reward_model(
     base: str,
     groups: Sequence[PreferenceGroup],
@@ -159,7 +159,7 @@ def _train_member(
     return model, adapted, result
 
 
-@_gives_memory_back
+@gives_memory_back
 def train_dpo(
     base: str,
     groups: Sequence[PreferenceGroup],
@@ -183,7 +183,7 @@ def train_dpo(
     set_seed(seed)
     tokenizer = load_tokenizer(base)
     encoded = _encoded(tokenizer, groups, settings, as_drawn=True, references=references)
-    model, adapted = _trainable(_policy(base), settings)
+    model, adapted = _trainable(load_policy(base), settings)
     scorer = DPOScorer(
         model,
         settings.beta,
@@ -199,11 +199,11 @@ def train_dpo(
     result = fit(
         scorer, objective, encoded, tokenizer, settings, seed, packed, out, on_step, on_log, began
     )
-    _save(model, adapted, tokenizer, out)
+    save_model(model, adapted, tokenizer, out)
     return result
 
 
-@_gives_memory_back
+@gives_memory_back
 def train_sft(
     base: str,
     examples: Sequence[SFTExample],
@@ -226,13 +226,13 @@ def train_sft(
     encoded = encode_examples(tokenizer, examples, settings.max_length)
     if encoded.dropped_responses:
         on_log(f"{encoded.dropped_responses} examples are empty or too long and are left out")
-    model, adapted = _trainable(_policy(base), settings)
+    model, adapted = _trainable(load_policy(base), settings)
     scorer = LikelihoodScorer(model)
     packed = _packs(scorer, encoded.groups, pad_id(tokenizer), on_log)
     result = fit(
         scorer, LIKELIHOOD, encoded, tokenizer, settings, seed, packed, out, on_step, on_log, began
     )
-    _save(model, adapted, tokenizer, out)
+    save_model(model, adapted, tokenizer, out)
     return result
 
 
@@ -253,7 +253,7 @@ def score_reward(
     ]
 
 
-@_gives_memory_back
+@gives_memory_back
 def score_members(
     model_dir: str,
     items: Sequence[tuple[Prompt, Sequence[str]]],
@@ -281,7 +281,7 @@ def score_members(
     return found
 
 
-@_gives_memory_back
+@gives_memory_back
 def response_logprobs(
     model_dir: str,
     items: Sequence[tuple[Prompt, Sequence[str]]],
@@ -297,18 +297,18 @@ def response_logprobs(
     `model_dir` is no causal model.
     """
     tokenizer = load_tokenizer(model_dir)
-    score = functools.partial(response_log_probs, _policy(model_dir))
+    score = functools.partial(response_log_probs, load_policy(model_dir))
     if ended is None:
         ended = [(True,) * len(responses) for _, responses in items]
     encoded = [
         encode(tokenizer, prompt, responses, ended_K)
         for (prompt, responses), ended_K in zip(items, ended, strict=True)
     ]
-    with _in(dtype):
+    with in_precision(dtype):
         return _numbers(_score_items(score, tokenizer, encoded, max_length, on_step))
 
 
-@_gives_memory_back
+@gives_memory_back
 def sft_loss(
     model_dir: str, examples: Sequence[SFTExample], max_length: int, on_step: OnStep
 ) -> list[SFTLoss | None]:
@@ -319,7 +319,7 @@ def sft_loss(
     model.
     """
     tokenizer = load_tokenizer(model_dir)
-    score = functools.partial(response_log_probs, _policy(model_dir))
+    score = functools.partial(response_log_probs, load_policy(model_dir))
     encoded = [encode(tokenizer, e.prompt, [e.text], [e.ended]) for e in examples]
     log_probs = _numbers(_score_items(score, tokenizer, encoded, max_length, on_step))
     return [
@@ -328,7 +328,7 @@ def sft_loss(
     ]
 
 
-@_gives_memory_back
+@gives_memory_back
 def sampled_logprobs(
     model_dir: str,
     samples: Sequence[tuple[Prompt, str, bool]],
@@ -342,7 +342,7 @@ def sampled_logprobs(
     None for a sample without a token or longer than `max_length`.
     """
     tokenizer = load_tokenizer(model_dir)
-    score = functools.partial(response_log_probs, _policy(model_dir))
+    score = functools.partial(response_log_probs, load_policy(model_dir))
     encoded = [encode_sample(tokenizer, prompt, text, ended) for prompt, text, ended in samples]
     rows = _numbers(_score_items(score, tokenizer, encoded, max_length, on_step))
     return [value for (value,) in rows]
@@ -374,7 +374,7 @@ def _trainable(
     return adapted.model, adapted
 
 
-def _in(dtype: Precision) -> torch.autocast:
+def in_precision(dtype: Precision) -> torch.autocast:
     return torch.autocast(device().type, dtype=torch.bfloat16, enabled=dtype == "bfloat16")
 
 
@@ -386,7 +386,7 @@ def _with_references(
     *,
     packed: bool,
 ) -> EncodedGroups:
-    with _in(settings.dtype):
+    with in_precision(settings.dtype):
         references = score_groups(
             functools.partial(response_log_probs, model),
             encoded.groups,
@@ -402,7 +402,7 @@ def _with_references(
     return dataclasses.replace(encoded, groups=with_reference)
 
 
-def _policy(name: str) -> PreTrainedModel:
+def load_policy(name: str) -> PreTrainedModel:
     """A causal model whose log-probabilities we compute as it does itself. Raises SetupError."""
     model = load_causal(name)
     error = head_error(model, device())
@@ -481,7 +481,7 @@ def _numbers(rows: list[list[torch.Tensor | None]]) -> list[list[float | None]]:
     return [[None if value is None else value.item() for value in row] for row in rows]
 
 
-def _save(
+def save_model(
     model: PreTrainedModel,
     adapted: Adapted | None,
     tokenizer: PreTrainedTokenizerBase,

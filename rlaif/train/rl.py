@@ -33,7 +33,7 @@ from transformers import (
 )
 
 from rlaif.errors import SetupError, TrainingDiverged
-from rlaif.train.api import _gives_memory_back, _policy, _save
+from rlaif.train.api import gives_memory_back, load_policy, save_model
 from rlaif.train.fitting import OnLog, OnStep
 from rlaif.train.loading import load_tokenizer, pad_id, quiet
 from rlaif.train.lora import Adapted
@@ -73,7 +73,7 @@ class RLResult:
     trace: list[Measure]
 
 
-@_gives_memory_back
+@gives_memory_back
 def train_rl(
     base: str,
     reward_model: str,
@@ -101,7 +101,7 @@ def train_rl(
     check_target(out)
     set_seed(seed)
     tokenizer = load_tokenizer(base)
-    model, adapted = _policy(base), None
+    model, adapted = load_policy(base), None
     kept = _fitting(model, tokenizer, prompts, settings)
     if len(kept) < len(prompts):
         on_log(f"{len(prompts) - len(kept)} prompts are too long for the model and are left out")
@@ -137,7 +137,7 @@ def train_rl(
     set_seed(seed)
     end = reader.read(len(reader.trace) + 1, reader.draw())
     model.generation_config = own_generation
-    _save(model, adapted, tokenizer, out)
+    save_model(model, adapted, tokenizer, out)
     return RLResult(
         steps=trainer.state.global_step,
         budget_spent=trainer.state.global_step < len(reader.trace),

@@ -11,7 +11,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from rlaif.errors import SetupError, TrainingDiverged
-from rlaif.train.api import _in
+from rlaif.train.api import in_precision
 from rlaif.train.collate import Batch
 from rlaif.train.ensemble import adapter_folders, load_adapters, load_heads
 from rlaif.train.groups import EncodedGroup, encode
@@ -195,7 +195,7 @@ class AnswerReader:
         ]
         kl_N = [0.0] * len(encoded)
         if self.reference is not None:
-            with _in(self._settings.dtype):
+            with in_precision(self._settings.dtype):
                 kl_N = log_ratios(
                     self.policy,
                     self.reference,
