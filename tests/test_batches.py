@@ -268,6 +268,27 @@ def test_a_budget_ends_a_run_with_batches_and_keeps_them(
     assert set(server.submitted.values()) == {1}
 
 
+def test_minutes_end_a_run_that_waits_for_a_batch_and_another_run_takes_it_up(
+    server: BatchServer, tmp_path: Path
+) -> None:
+    server.ready_after = 10_000
+    begin = time.monotonic()
+    with pytest.raises(AskingStopped, match="--max-minutes"):
+        ask(tmp_path, "openai", *TEXTS, gate=Gate(Budget(max_minutes=2 / 60)))
+    assert time.monotonic() - begin < 10
+    server.ready_after = 1
+    assert said(ask(tmp_path, "openai", *TEXTS)) == BATCHED
+    assert set(server.submitted.values()) == {1}
+
+
+def test_minutes_leave_live_calls_beside_batches_to_be_answered_and_stored(
+    server: BatchServer, tmp_path: Path
+) -> None:
+    server.live_delay_s = 3.0
+    gate = Gate(Budget(max_minutes=2 / 60))
+    assert said(ask(tmp_path, "openai", "a", "b", gate=gate)) == ["live a", "live b"]
+
+
 @pytest.mark.parametrize("provider", PROVIDERS)
 def test_live_calls_beside_batches_keep_to_the_providers_limits(
     server: BatchServer, tmp_path: Path, provider: str
