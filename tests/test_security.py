@@ -88,29 +88,35 @@ def test_a_traceback_of_a_bug_is_redacted(tmp_path: Path) -> None:
     assert KEY not in done.stderr + done.stdout
 
 
-def test_json_logs_are_one_object_a_line_and_hold_no_key(
-    tmp_path: Path,
-) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "rlaif", "--json-logs", "sample", "smoke", *QUICK],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        check=False,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parent.parent)},
-    )
+def test_json_logs_are_one_object_a_line_and_hold_no_key(tmp_path: Path, server: Server) -> None:
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "rlaif", "--json-logs", *arguments],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            check=False,
+            env={
+                **os.environ,
+                "PYTHONPATH": str(Path(__file__).resolve().parent.parent),
+                "RLAIF_HTTP_API_KEY": KEY,
+            },
+        )
+
+    said = f"You sent Authorization: Bearer {KEY}"
+    server.script = [
+        Script(body={"data": [{"id": "m"}]}),
+        Script(400, error("bad", text=said)),
+        Script(body=completion("Hello.", "Hello.")),
+    ]
+    model = f"policy.model={server.url}/v1#m"
+    done = run("sample", "smoke", *QUICK, model, "policy.concurrency=1", "sample.max_failed=1")
     assert done.returncode == 0, done.stderr
     events = [json.loads(line)["event"] for line in done.stderr.splitlines()]
     assert "progress" in events
-    refused = subprocess.run(
-        [sys.executable, "-m", "rlaif", "--json-logs", "sample", "smoek"],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        check=False,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parent.parent)},
-    )
-    (line,) = refused.stderr.splitlines()
+    assert HIDDEN in done.stderr
+    assert not any(form in done.stderr for form in FORMS)
+    (line,) = run("sample", "smoek").stderr.splitlines()
     assert json.loads(line)["event"] == "error"
 
 
