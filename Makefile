@@ -17,8 +17,9 @@ demo: $(VENV)/installed
 	$(BIN)/rlaif run demo
 
 # Side by side, a file to a process, what needs one core; one after the other what needs a server.
+# Threads of a busy machine wait for each other longer than a tiny model computes.
 test: $(VENV)/installed lint
-	$(BIN)/python -m pytest -m "not real" -n auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not real" -n auto --dist loadfile
 	$(BIN)/python -m pytest -m real
 
 lint: $(VENV)/installed

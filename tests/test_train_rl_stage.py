@@ -198,9 +198,9 @@ def test_a_real_instruct_model_is_trained_for_a_reward_and_answers_afterwards(
     base = "dpo.base=embedded/smollm2-135m-instruct"
     small = (
         "rl.steps=2",
-        "rl.normalise_on=8",
+        "rl.normalise_on=4",
         "rl.samples=2",
-        "rl.max_new_tokens=12",
+        "rl.max_new_tokens=6",
         "rl.learning_rate=1e-5",
     )
     done = run_cli("train-rl", "--out", str(copied), *RL, *small, base, "--reconfigure")
