@@ -55,8 +55,7 @@ class SetupError(RlaifError):
         self.field = field
 
     def at(self, field: str) -> SetupError:
-        """The same error at a field; one that names a place of its own, or is of another kind, as it
-        is."""
+        """The same error at a field; one of another kind, or with a place of its own, as it is."""
         if self.field or self.file is not None or type(self) is not SetupError:
             return self
         return SetupError(self.problem, fix=self.fix, field=field)

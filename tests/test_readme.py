@@ -16,7 +16,16 @@ from rlaif.constitution.lint import lint_path
 
 ROOT = Path(__file__).resolve().parent.parent
 # Run smaller by test_real_run.py, by hand, or by whoever runs this test (make test).
-ELSEWHERE = ("make demo", "make test", "rlaif run demo", "rlaif run planted", "rlaif run cai")
+ELSEWHERE = (
+    "make demo",
+    "make test",
+    "rlaif run demo",
+    "rlaif run planted",
+    "rlaif run cai",
+    # On a run of their own in test_overoptimize_run.py and test_train_rl_stage.py.
+    "rlaif overoptimize outputs/smoke gold.judge=fake/longer samples=16",
+    "rlaif train-rl --out outputs/smoke rl.steps=2 rl.max_new_tokens=16",
+)
 CI_SECONDS = 600
 
 

@@ -6,6 +6,7 @@ import csv
 import gc
 import importlib.util
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -191,7 +192,7 @@ def test_rl_is_added_to_a_run_and_its_fields_are_then_the_runs(
     assert read_jsonl(copied / "prompts.jsonl", Prompt) == before
 
 
-@pytest.mark.real
+@pytest.mark.skipif("RLAIF_SLOW" not in os.environ, reason="two minutes; set RLAIF_SLOW=1")
 def test_a_real_instruct_model_is_trained_for_a_reward_and_answers_afterwards(
     copied: Path, run_cli: Callable[..., Finished]
 ) -> None:
