@@ -72,7 +72,9 @@ STAGES: Mapping[str, Run] = {
     "pairs": lambda c, w: pairs.run(c.pairs, w, tuned=c.sft is not None),
     "train-rm": lambda c, w: train_rm.run(c.reward_model, c.policy.model, w),
     "train-dpo": lambda c, w: train_dpo.run(c.dpo, c.policy.model, w),
-    "train-rl": lambda c, w: train_rl.run(section_of(c.rl, "rl"), c.dpo.base, c.policy.model, w),
+    "train-rl": lambda c, w: train_rl.run(
+        section_of(c.rl, "rl"), c.judge, c.dpo.base, c.policy.model, w
+    ),
     "compare": lambda c, w: compare.run(
         c.compare,
         c.policy,
