@@ -11,15 +11,21 @@ TORCH_INDEX := https://download.pytorch.org/whl/cpu
 # Nothing here uses them.
 BROKEN := torchvision torchaudio torchcodec
 
-.PHONY: demo test lint clean
+.PHONY: demo test fast real lint clean
 
 demo: $(VENV)/installed
 	$(BIN)/rlaif run demo
 
-# Side by side, a file to a process, what needs one core; one after the other what needs a server.
-# Threads of a busy machine wait for each other longer than a tiny model computes.
-test: $(VENV)/installed lint
+# All three at the same time: a server that starts leaves a core idle, and there are many starts.
+test: $(VENV)/installed
+	$(MAKE) --jobs=3 --keep-going lint fast real
+
+# Side by side, a file to a process. Threads of a busy machine wait for each other longer than a tiny
+# model computes.
+fast: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not real" -n auto --dist loadfile
+
+real: $(VENV)/installed
 	$(BIN)/python -m pytest -m real
 
 lint: $(VENV)/installed
