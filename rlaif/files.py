@@ -136,19 +136,27 @@ def absent(path: Path) -> None:
 
 def write_bytes(path: Path, data: bytes) -> None:
     """As `write_text`, for bytes."""
+    with whole(path) as unfinished, disk_errors(path):
+        unfinished.write_bytes(data)
+
+
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """An empty file to write to, which takes the place of `path` when the block has ended without
+    an error; else the old one is left. What the block writes is for it to wrap in `disk_errors`."""
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(
-            dir=path.parent, prefix=f".{path.name}.", suffix=UNFINISHED
-        )
-        try:
-            with os.fdopen(handle, "wb") as f:
-                f.write(data)
-            Path(temporary).chmod(0o644)
-            Path(temporary).replace(path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=UNFINISHED)
+        os.close(handle)
+    unfinished = Path(name)
+    try:
+        yield unfinished
+        with disk_errors(path):
+            unfinished.chmod(0o644)
+            unfinished.replace(path)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise
 
 
 def sweep(directory: Path) -> None:
@@ -175,28 +183,29 @@ def jsonl(records: Iterable[BaseModel]) -> str:
 def jsonl_writer(path: Path) -> Iterator[Callable[[BaseModel], None]]:
     """Takes the records of a file one by one. The file is there, whole, when the block has ended
     without an error; else the old one is left."""
-    with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(
-            dir=path.parent, prefix=f".{path.name}.", suffix=UNFINISHED
-        )
-        file = os.fdopen(handle, "w", encoding="utf-8", newline="\n")
+    with line_writer(path) as write:
+        yield lambda record: write(canonical(record.model_dump(mode="json")))
 
-    def write(record: BaseModel) -> None:
-        with disk_errors(path):
-            file.write(canonical(record.model_dump(mode="json")) + "\n")
 
-    try:
-        yield write
+@contextlib.contextmanager
+def line_writer(path: Path) -> Iterator[Callable[[str], None]]:
+    """As `jsonl_writer`, for lines without their ends."""
+    with whole(path) as unfinished:
         with disk_errors(path):
-            file.close()
-            Path(temporary).chmod(0o644)
-            Path(temporary).replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            file.close()
-        Path(temporary).unlink(missing_ok=True)
-        raise
+            file = unfinished.open("w", encoding="utf-8", newline="\n")
+
+        def write(line: str) -> None:
+            with disk_errors(path):
+                file.write(line + "\n")
+
+        try:
+            yield write
+            with disk_errors(path):
+                file.close()
+        finally:
+            # A second close after one that failed says nothing new.
+            with contextlib.suppress(OSError):
+                file.close()
 
 
 def read_jsonl(path: Path, model: type[M]) -> list[M]:

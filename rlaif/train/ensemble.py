@@ -48,6 +48,14 @@ def adapter_folders(folder: str) -> list[Path]:
     return sorted((path.parent for path in found), key=lambda path: int(path.name))
 
 
+def load_members(folder: str, pad_token_id: int) -> list[PreTrainedModel]:
+    """All members, in order: one model with all heads, or one model for each member."""
+    return [
+        load_heads(folder, pad_token_id),
+        *(load_adapters(member, pad_token_id) for member in adapter_folders(folder)),
+    ]
+
+
 def load_heads(folder: str, pad_token_id: int) -> PreTrainedModel:
     """The folder's plain model, with all heads where it has several."""
     model = load_reward(folder, pad_token_id, new_head=False)

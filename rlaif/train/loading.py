@@ -107,6 +107,8 @@ def load_reward(name: str, pad_token_id: int, *, new_head: bool) -> PreTrainedMo
             fix="name a directory that train-rm wrote",
         )
     model.config.get_text_config().pad_token_id = pad_token_id
+    # Without it `pipeline` and vLLM put a sigmoid on the score, which is in nats.
+    model.config.problem_type = "regression"
     return model
 
 

@@ -38,6 +38,17 @@ class RewardScale(Record):
         raw_NM = np.asarray(raw_NM, dtype=np.float64)
         return np.asarray((raw_NM - np.array(self.mean)) / np.array(self.std))
 
+    def p_preferred(self, first_NM: npt.ArrayLike, second_NM: npt.ArrayLike) -> Array:
+        """Calibrated P(first preferred) of raw scores (..., M) -> (...)."""
+        first_NM, second_NM = (np.asarray(a, dtype=np.float64) for a in (first_NM, second_NM))
+        return p_preferred(first_NM - second_NM, self.temperature)
+
+
+def p_preferred(difference_NM: npt.ArrayLike, temperature: float = 1.0) -> Array:
+    """Bradley-Terry's sigmoid of the members' mean difference of raw scores (..., M) -> (...)."""
+    logit_N = np.asarray(difference_NM, dtype=np.float64).mean(axis=-1) / temperature
+    return np.asarray((1.0 + np.tanh(logit_N / 2.0)) / 2.0)
+
 
 def scale_of(scores_NM: npt.ArrayLike, temperature: float) -> RewardScale:
     """The scale on which these raw scores of the start policy's responses (N, M) have mean 0 and
