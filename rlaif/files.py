@@ -180,6 +180,26 @@ def jsonl(records: Iterable[BaseModel]) -> str:
 
 
 @contextlib.contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """An empty folder to write to, which takes the place of `path` when the block has ended without
+    an error; else the old one is left."""
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(
+            tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=UNFINISHED)
+        )
+        try:
+            new = temporary / "new"
+            new.mkdir()
+            yield new
+            if path.exists():
+                path.rename(temporary / "old")
+            new.rename(path)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
 def jsonl_writer(path: Path) -> Iterator[Callable[[BaseModel], None]]:
     """Takes the records of a file one by one. The file is there, whole, when the block has ended
     without an error; else the old one is left."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jinja2
 import numpy as np
@@ -20,7 +20,17 @@ from rlaif.train.collate import pieces
 from rlaif.train.ensemble import load_members
 from rlaif.train.fitting import OnLog
 from rlaif.train.groups import EncodedGroup, encode, fitting
-from rlaif.train.scale import Array, How, RewardScale, combined, p_preferred, read_scale
+from rlaif.train.scale import (
+    Array,
+    Best,
+    How,
+    RewardScale,
+    Score,
+    best,
+    combined,
+    p_preferred,
+    read_scale,
+)
 from rlaif.train.scorers import TOKENS_AT_ONCE, RewardScorer, score_groups
 from rlaif.train.settings import Precision
 from rlaif.types import Message, Prompt
@@ -30,26 +40,6 @@ WINDOW_TOKENS = 16 * TOKENS_AT_ONCE
 
 Asked = str | Sequence[Message | Mapping[str, str]] | Prompt
 """A prompt: a user's text, or a conversation that ends with a user's turn."""
-
-
-class Score(NamedTuple):
-    """What a reward model says of one response."""
-
-    score: float
-    """`combined` of `members_M`."""
-    members_M: tuple[float, ...]
-    """Normalised by the model's `scale`: 0 is the mean of the start policy's own responses, 1 their
-    standard deviation. Raw where there is no scale."""
-    raw_M: tuple[float, ...]
-    """In nats, as the plain model gives them."""
-
-
-class Best(NamedTuple):
-    """The response that a reward model likes best."""
-
-    chosen: int | None
-    """The first of those with the highest score; None: none of the responses has one."""
-    scores_K: list[Score | None]
 
 
 class RewardModel:
@@ -274,13 +264,6 @@ def as_prompt(asked: Asked) -> Prompt:
             field=".".join(map(str, first["loc"])) or "prompt",
             fix="give a text, or messages with role and content that end with the user's",
         ) from e
-
-
-def best(scores_K: list[Score | None]) -> Best:
-    """The best of K scores."""
-    known = [(k, score.score) for k, score in enumerate(scores_K) if score is not None]
-    # max takes the first of equals.
-    return Best(max(known, key=lambda one: one[1])[0] if known else None, scores_K)
 
 
 def _heads(model: Any) -> int:
