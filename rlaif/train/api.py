@@ -35,7 +35,15 @@ from rlaif.train.groups import (
     fitting,
     one_vote,
 )
-from rlaif.train.loading import device, load_causal, load_reward, load_tokenizer, pad_id, quiet
+from rlaif.train.loading import (
+    device,
+    load_causal,
+    load_reward,
+    load_tokenizer,
+    pad_apart,
+    pad_id,
+    quiet,
+)
 from rlaif.train.lora import Adapted
 from rlaif.train.loss import LIKELIHOOD, dpo_objective, reward_objective
 from rlaif.train.saving import check_target, written_whole
@@ -104,6 +112,7 @@ def train_reward_model(
     """
     check_target(out)
     tokenizer = load_tokenizer(base)
+    pad_apart(tokenizer)
     encoded = _encoded(tokenizer, groups, settings, as_drawn=False)
     if settings.members > 1 and settings.lora is None:
         drawn_groups = [drawn(group, settings.members, seed) for group in encoded.groups]

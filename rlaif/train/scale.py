@@ -51,8 +51,8 @@ class Score(NamedTuple):
     score: float
     """`combined` of `members_M`."""
     members_M: tuple[float, ...]
-    """Normalised by the model's `RewardScale`: 0 is the mean of the start policy's own responses, 1 their
-    standard deviation. Raw where there is no scale."""
+    """Normalised by the model's `RewardScale`: 0 is the mean of the start policy's own responses, 1
+    their standard deviation. Raw where there is no scale."""
     raw_M: tuple[float, ...]
     """In nats, as the plain model gives them."""
 
