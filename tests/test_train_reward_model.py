@@ -93,6 +93,12 @@ def test_the_first_member_is_the_forward_pass_of_transformers(heads: str) -> Non
     assert score.raw_M[0] == pytest.approx(expected, abs=1e-5)
 
 
+def test_half_precision_changes_a_score_by_rounding_alone(heads: str) -> None:
+    exact = raw(loaded(heads).score_many(ITEMS))
+    rounded = raw(loaded(heads, dtype="bfloat16", device="cpu").score_many(ITEMS))
+    assert 0 < np.abs(exact - rounded).max() < 0.05
+
+
 def test_a_score_is_what_its_scale_makes_of_the_members(heads: str) -> None:
     for how, by_hand in (
         ("mean", lambda a, b: (a + b) / 2),
