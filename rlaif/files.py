@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import difflib
 import errno
+import fcntl
+import glob
 import hashlib
 import json
 import os
@@ -147,9 +149,9 @@ def whole(path: Path) -> Iterator[Path]:
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=UNFINISHED)
-        os.close(handle)
     unfinished = Path(name)
     try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
         yield unfinished
         with disk_errors(path):
             unfinished.chmod(0o644)
@@ -157,16 +159,40 @@ def whole(path: Path) -> Iterator[Path]:
     except BaseException:
         unfinished.unlink(missing_ok=True)
         raise
+    finally:
+        os.close(handle)
 
 
 def sweep(directory: Path) -> None:
     """Removes what processes that were killed have left unfinished. Only for who holds the
     directory: another one's file would be torn from its hands."""
     for path in [*directory.rglob(f".*{UNFINISHED}")]:
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
+        _remove(path)
+
+
+def sweep_of(path: Path) -> None:
+    """As `sweep`, of one file or folder, in a directory that nobody holds: who is still writing it
+    holds a lock."""
+    for left in [*path.parent.glob(f".{glob.escape(path.name)}.*{UNFINISHED}")]:
+        try:
+            handle = os.open(left, os.O_RDONLY)
+        except FileNotFoundError:
+            # Whoever wrote it has finished meanwhile.
+            continue
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _remove(left)
+        except BlockingIOError:
+            continue
+        finally:
+            os.close(handle)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def write_jsonl(path: Path, records: Iterable[BaseModel]) -> None:
@@ -188,7 +214,9 @@ def whole_folder(path: Path) -> Iterator[Path]:
         temporary = Path(
             tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=UNFINISHED)
         )
+        handle = os.open(temporary, os.O_RDONLY)
         try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
             new = temporary / "new"
             new.mkdir()
             yield new
@@ -197,6 +225,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
             new.rename(path)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+            os.close(handle)
 
 
 @contextlib.contextmanager

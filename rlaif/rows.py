@@ -17,14 +17,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rlaif.errors import SetupError
-from rlaif.files import absent, disk_errors, line_writer, whole, whole_folder
+from rlaif.files import absent, disk_errors, line_writer, sweep_of, whole, whole_folder
 from rlaif.gold.sources import folder_and_split, hub_address, open_dataset, shown
 
 CHUNK = 256
 ROW_GROUP_BYTES = 2**25
 """Parquet is written in row groups of about this size."""
-FEATURES = b"huggingface"
-"""Where `datasets` keeps its own types in a schema."""
 
 Row = dict[str, Any]
 Columns = Mapping[str, Sequence[Any]]
@@ -192,6 +190,7 @@ def row_writer(
     or, for a name without a suffix, a folder that `datasets.load_from_disk` reads. Raises
     SetupError where `out` is there already."""
     absent(out)
+    sweep_of(out)
     if out.suffix == ".jsonl":
         return _JsonWriter(out, source, added, dropped)
     if out.suffix == ".parquet":
@@ -238,31 +237,25 @@ class _TableWriter(RowWriter):
         if chunk.table is not None:
             self._seen = chunk.table.schema
             return
-        names = dict.fromkeys(name for row in chunk.rows for name in row)
+        name = ""
         try:
-            new = pa.schema([(name, _values(chunk, name).type) for name in names])
-            self._seen = pa.unify_schemas([self._seen, new], promote_options="permissive")
+            for name in dict.fromkeys(name for row in chunk.rows for name in row):
+                new = pa.schema([(name, _values(chunk, name).type)])
+                self._seen = pa.unify_schemas([self._seen, new], promote_options="permissive")
         except (pa.ArrowException, OverflowError, UnicodeError) as e:
             raise SetupError(
-                f"a column of lines {chunk.first} to {chunk.first + len(chunk.rows) - 1} has no "
-                f"one type: {e}",
+                f"lines {chunk.first} to {chunk.first + len(chunk.rows) - 1} or some before them "
+                f"give it no one type: {e}",
                 file=self.source.name,
+                field=name,
                 fix="mend the rows, or name an --out that ends in .jsonl",
             ) from e
 
     def _schema(self) -> pa.Schema:
         kept = pa.schema([f for f in self._seen if f.name not in self.dropped], self._seen.metadata)
         added = pa.schema(list(self.added.items()))
-        both = pa.schema([*kept, *added], kept.metadata)
-        if FEATURES not in (kept.metadata or {}):
-            return both
-        # Slow to import, and needed for these files alone.
-        import datasets
-
-        known = datasets.Features.from_arrow_schema(self._seen)
-        known |= datasets.Features.from_arrow_schema(added)
-        features = datasets.Features({name: known[name] for name in both.names})
-        return both.with_metadata({**kept.metadata, **features.arrow_schema.metadata})
+        # Of what `datasets` keeps in the metadata, it goes by the columns that are there.
+        return pa.schema([*kept, *added], kept.metadata)
 
     @contextmanager
     def _to_parquet(self, path: Path) -> Iterator[Write]:

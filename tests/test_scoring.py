@@ -189,6 +189,9 @@ def test_a_dataset_keeps_its_features_and_its_split_is_named(rm: str, run_cli: C
     assert found.features["kind"] == features["kind"]
     assert found.features["score"] == datasets.Value("float64")
     assert found[0]["kind"] == 1
+    assert run_cli("score", rm, "d@test", "--out", "d.parquet").code == 0
+    again = datasets.Dataset.from_parquet("d.parquet", cache_dir="cache")
+    assert again.features == found.features
 
 
 def test_the_hub_is_read_by_name(rm: str, run_cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -239,6 +242,14 @@ def test_a_bad_row_is_one_line_before_anything_is_scored(
     assert [p.name for p in Path().iterdir()] == ["r.jsonl"]
 
 
+def test_a_bad_row_of_a_later_chunk_is_named_by_its_line(
+    rm: str, run_cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rows_module, "CHUNK", 2)
+    name = write("r.jsonl", *[GOOD] * 4, {"prompt": "Q"}, GOOD)
+    assert run_cli("score", rm, name).refused().startswith("r.jsonl:5: response: the row has none")
+
+
 def test_a_bad_row_of_a_table_is_named_by_its_number(rm: str, run_cli: Cli) -> None:
     pq.write_table(pa.table({"prompt": ["Q", None], "response": ["A", "B"]}), "t.parquet")
     assert run_cli("score", rm, "t.parquet").refused().startswith("t.parquet: row 2: prompt: found")
@@ -261,7 +272,7 @@ def test_a_bad_row_of_a_table_is_named_by_its_number(rm: str, run_cli: Cli) -> N
         (["r.jsonl", "--how", "best"], "command line: how: found 'best'"),
         (["r.jsonl", "--max-length", "0"], "command line: max_length"),
         (["hub:rows"], "hub:rows: names no dataset"),
-        (["mixed.jsonl", "--out", "x.parquet"], "mixed.jsonl: a column of lines 1 to 2 has no"),
+        (["mixed.jsonl", "--out", "x.parquet"], "mixed.jsonl: x: lines 1 to 2 or some"),
     ],
 )
 def test_what_cannot_be_done_is_said_in_one_line(
@@ -389,6 +400,25 @@ def test_an_error_in_the_middle_leaves_nothing(empty_place: Path, out: str) -> N
     with pytest.raises(SetupError, match="stop"):
         interrupted()
     assert [p.name for p in empty_place.iterdir()] == ["r.jsonl"]
+
+
+@pytest.mark.parametrize("out", ["x.jsonl", "x"])
+def test_what_a_killed_task_left_is_cleared_and_not_what_is_being_written(
+    empty_place: Path, out: str
+) -> None:
+    (empty_place / f".{out}.old.unfinished").mkdir()
+    (empty_place / f".{out}2.old.unfinished").touch()
+    source = open_rows(write("r.jsonl", GOOD))
+    (chunk,) = source.chunks()
+    writer = row_writer(Path(out), source, {"score": pa.float64()})
+    writer.see(chunk)
+    with writer.opened() as add:
+        row_writer(Path(out), source, {})
+        assert len([*empty_place.glob(f".{out}.*.unfinished")]) == 1
+        add(chunk, {"score": [1.0]})
+    assert sorted(p.name for p in empty_place.iterdir()) == sorted(
+        [f".{out}2.old.unfinished", "r.jsonl", out]
+    )
 
 
 def test_a_task_that_is_stopped_leaves_nothing_and_says_so(rm: str, empty_place: Path) -> None:
