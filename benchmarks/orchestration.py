@@ -201,21 +201,27 @@ def killed(server: Server, command: list[str], calls: int) -> str:
     return f"{said}, and {lost} were never asked" if lost > 0 else said
 
 
-def million(server: Server) -> None:
-    """The whole process, `rlaif sample`, with 10,000 and with 1,000,000 prompts."""
-    print("| prompts | calls/s | CPU ms a call | peak memory |\n|---|---|---|---|")
-    for n in (10_000, 1_000_000):
+def million(server: Server, most: int) -> None:
+    """The whole processes, `rlaif sample` and `rlaif judge` (two calls a prompt), with 10,000 and
+    with `most` prompts."""
+    print("| stage | prompts | calls/s | CPU ms a call | peak memory |\n|---|---|---|---|---|")
+    for n in (10_000, most):
         with tempfile.TemporaryDirectory() as folder:
             with (Path(folder) / "prompts.jsonl").open("w") as f:
                 for i, text in enumerate(bodies(n)):
                     f.write(json.dumps({"id": f"q{i}", "prompt": text}) + "\n")
             recipe = RECIPE.format(url=f"{server.root}/v1", window=WINDOW)
             (Path(folder) / "run.yaml").write_text(recipe)
-            command = [sys.executable, "-m", "rlaif", "sample", "run.yaml", "--out", "run"]
             os.chdir(folder)
-            taken = measured(command, n)
+            for stage, calls in (("sample", n), ("judge", 2 * n)):
+                command = [sys.executable, "-m", "rlaif", stage, "run.yaml", "--out", "run"]
+                taken = measured(command, calls)
+                print(
+                    f"| {stage} | {n:,} | {taken.calls_s:,.0f} | {taken.cpu_ms:.2f} | "
+                    f"{taken.rss_mb:.0f} MB |",
+                    flush=True,
+                )
             os.chdir("/")
-        print(f"| {n:,} | {taken.calls_s:,.0f} | {taken.cpu_ms:.2f} | {taken.rss_mb:.0f} MB |")
 
 
 def main() -> None:
@@ -224,6 +230,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--peer", action="append", default=[], metavar="NAME=PYTHON:CALLS")
     parser.add_argument("--million", action="store_true")
+    parser.add_argument("--prompts", type=int, default=1_000_000, help="with --million")
     parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.child:
@@ -237,7 +244,7 @@ def main() -> None:
         asked.append((name, python, int(calls)))
     with Server() as server:
         if given.million:
-            million(server)
+            million(server, given.prompts)
             return
         found: dict[str, list[Taken]] = {name: [] for name, _, _ in asked}
         for _ in range(given.rounds):

@@ -229,15 +229,20 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def jsonl_writer(path: Path) -> Iterator[Callable[[BaseModel], None]]:
+def jsonl_writer(
+    path: Path, replacing: Callable[[Path], None] | None = None
+) -> Iterator[Callable[[BaseModel], None]]:
     """Takes the records of a file one by one. The file is there, whole, when the block has ended
-    without an error; else the old one is left."""
-    with line_writer(path) as write:
+    without an error; else the old one is left. `replacing` is called with the whole new file
+    before it takes the old one's place."""
+    with line_writer(path, replacing) as write:
         yield lambda record: write(canonical(record.model_dump(mode="json")))
 
 
 @contextlib.contextmanager
-def line_writer(path: Path) -> Iterator[Callable[[str], None]]:
+def line_writer(
+    path: Path, replacing: Callable[[Path], None] | None = None
+) -> Iterator[Callable[[str], None]]:
     """As `jsonl_writer`, for lines without their ends."""
     with whole(path) as unfinished:
         with disk_errors(path):
@@ -251,6 +256,8 @@ def line_writer(path: Path) -> Iterator[Callable[[str], None]]:
             yield write
             with disk_errors(path):
                 file.close()
+            if replacing is not None:
+                replacing(unfinished)
         finally:
             # A second close after one that failed says nothing new.
             with contextlib.suppress(OSError):
@@ -259,15 +266,19 @@ def line_writer(path: Path) -> Iterator[Callable[[str], None]]:
 
 def read_jsonl(path: Path, model: type[M]) -> list[M]:
     """Records that `write_jsonl` wrote. Raises SetupError with the line of the first bad row."""
+    return list(each_jsonl(path, model))
+
+
+def each_jsonl(path: Path, model: type[M]) -> Iterator[M]:
+    """As `read_jsonl`, one by one."""
     if not path.is_file():
         raise SetupError(
             "is not there", file=path, fix="run the stage that writes it first, with the same --out"
         )
-    records = []
     with path.open(encoding="utf-8") as f:
         for number, line in enumerate(f, 1):
             try:
-                records.append(model.model_validate_json(line))
+                record = model.model_validate_json(line)
             except ValidationError as e:
                 first = e.errors()[0]
                 raise SetupError(
@@ -277,7 +288,7 @@ def read_jsonl(path: Path, model: type[M]) -> list[M]:
                     field=".".join(map(str, first["loc"])),
                     fix="the file was changed by hand or cut; delete it and run its stage again",
                 ) from e
-    return records
+            yield record
 
 
 def need_space(directory: Path, megabytes: int) -> None:

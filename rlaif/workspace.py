@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import fcntl
+import filecmp
 import hashlib
 import json
 import re
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, asynccontextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,12 +17,11 @@ from pydantic import BaseModel
 
 from rlaif.callstore import CallStore, tools
 from rlaif.errors import SetupError, StoreError
-from rlaif.files import canonical, digest, jsonl, sweep, write_text
+from rlaif.files import canonical, digest, jsonl_writer, sweep, write_text
 from rlaif.models.client import Bill
 from rlaif.models.gate import Gate
 from rlaif.models.pool import ModelPool, Provider
 from rlaif.progress import say
-from rlaif.types import Comparison
 
 STAMP = "stamp.json"
 KEY = re.compile(r"\b[0-9a-f]{64}\b")
@@ -127,17 +127,19 @@ class Workspace:
         """Forgets a part of the report."""
         (self.directory / "parts" / f"{name}.json").unlink(missing_ok=True)
 
-    def save_comparisons(self, comparisons: Sequence[Comparison]) -> None:
-        """Writes the labels; what was told of others is taken away first, or a kill in between
-        would leave it beside these."""
-        text = jsonl(comparisons)
-        before = self.comparisons.read_bytes() if self.comparisons.is_file() else b""
-        if text.encode() != before:
+    def write_comparisons(self) -> AbstractContextManager[Callable[[BaseModel], None]]:
+        """Writes the labels, one by one; what was told of others is taken away before these take
+        their place, or a kill in between would leave it beside them."""
+
+        def replacing(new: Path) -> None:
+            if self.comparisons.is_file() and filecmp.cmp(new, self.comparisons, shallow=False):
+                return
             for name in LABELS:
                 self.drop_part(name)
             for name in OF_LABELS:
                 (self.directory / name).unlink(missing_ok=True)
-        write_text(self.comparisons, text)
+
+        return jsonl_writer(self.comparisons, replacing)
 
     def is_made(self, made: Path, inputs: Any) -> bool:
         """Whether the folder `made` was finished from exactly these inputs."""

@@ -7,16 +7,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlaif.constitution import Constitution, Principle
+from rlaif.evaluate.judge_figures import JudgeTally
 from rlaif.judge.aggregate import (
     Pair,
     Rule,
     compare,
     ledger,
-    ledgers,
     merge,
     outcome_of,
     overrule,
 )
+from rlaif.judge.ask import OfPair
 from rlaif.types import Comparison, Judgment, Message, Order, Prompt, Response
 
 PROMPT = Prompt(id="p", messages=(Message(role="user", content="Hello?"),))
@@ -285,9 +286,10 @@ def test_the_strong_judge_has_the_last_word_and_the_first_ones_are_kept() -> Non
     )
 )
 def test_the_ledgers_by_principle_and_by_judge_add_up(votes: Votes) -> None:
-    given_judgments = judgments(votes)
-    twice = [*given_judgments, *[j.model_copy(update={"judge": "n"}) for j in given_judgments]]
-    by_principle, by_judge = ledgers(twice, [], 0.01)
+    tally = JudgeTally(constitution(*[1.0] * len(votes)), 0.01)
+    for judge in ("m", "n"):
+        tally.judged(OfPair(PAIR, judgments(votes), said(judge, None)))
+    by_principle, by_judge = tally.labels().by_principle, tally.labels().by_judge
     assert {i: counts.requested for i, counts in by_principle.items()} == {
         f"p{i}": 2 for i in range(len(votes))
     }

@@ -12,9 +12,13 @@ from local_server import Script, Server, completion, credentials, message
 
 from rlaif.callstore import CallStore
 from rlaif.errors import SetupError
+from rlaif.models.anthropic_messages import AnthropicModel
 from rlaif.models.client import Bill
+from rlaif.models.fake import FakeModel
 from rlaif.models.names import parse_model
-from rlaif.models.pool import ModelConfig, ModelPool
+from rlaif.models.openai_compatible import OpenAIModel
+from rlaif.models.pool import ManagedModel, ModelConfig, ModelPool, gives_logprobs, max_n
+from rlaif.models.served import ServedModel
 from rlaif.types import ChatRequest
 
 KEY = "sk-planted-0123456789"
@@ -150,6 +154,19 @@ def test_an_address_with_a_query_is_refused_and_not_repeated(scheme: str, rest: 
         "judge.model: the address of the server holds a query "
         "(leave it out; a key is read from RLAIF_HTTP_API_KEY)"
     )
+
+
+def test_what_is_said_of_a_vendor_without_its_sdk_is_what_its_class_says() -> None:
+    for kind, model in (
+        (OpenAIModel, "openai/m"),
+        (AnthropicModel, "anthropic/m"),
+        (ServedModel, "http://h:1/v1#m"),
+        (ManagedModel, "vllm/org/m"),
+        (FakeModel, "fake/policy"),
+    ):
+        assert max_n(model, "f") == kind.max_n
+        if kind is not FakeModel:
+            assert gives_logprobs(model, "f") == kind.gives_logprobs
 
 
 def test_options_of_a_fake_model_are_no_query() -> None:

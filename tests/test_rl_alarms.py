@@ -9,7 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlaif.evaluate.rl import WINDOW, Finding, RLSection, alarms, sentences, warnings
+from rlaif.evaluate.intervals import Interval
+from rlaif.evaluate.rl import (
+    WINDOW,
+    Finding,
+    JudgeCheck,
+    RLSection,
+    alarms,
+    judged,
+    sentences,
+    warnings,
+)
 from rlaif.train.rl_settings import Measure
 
 PLAIN = {"kl": 0.0, "length": 40.0, "distinct": 0.9, "repetition": 0.05, "truncated": 0.0}
@@ -167,5 +177,41 @@ def test_an_alarm_is_a_warning_of_the_report_and_so_is_a_reward_that_nothing_che
     assert said.startswith("RL, step 5: since the start the held-out check fell")
     unchecked = section(held_out=None, start=step(0, held_out=None), end=step(13, 1.0, None))
     (said,) = warnings(unchecked)
-    assert "no held-out check (rl.held_out)" in said
+    assert "no held-out check (rl.held_out, rl.judge)" in said
     assert "nothing was held out to check it by" in sentences(unchecked)[1]
+
+
+def checked(win_rate: tuple[float, float, float] | None, **changed: Any) -> RLSection:
+    rate = None
+    if win_rate is not None:
+        low, value, high = win_rate
+        rate = Interval(value=value, low=low, high=high, n=60, clusters=16)
+    check = JudgeCheck(judge="openai/m", win_rate=rate, comparisons=64, unscored=4)
+    return judged(section(**changed), check)
+
+
+def test_a_judge_that_prefers_the_start_while_the_reward_rose_is_an_alarm() -> None:
+    bad = (0.21, 0.3, 0.41)
+    (said,) = warnings(checked(bad))
+    assert said == (
+        "RL, step 11: the reward rose from 0 to 1.25, and the judge openai/m prefers the start's "
+        "answers: the trained policy wins 30 % [21 %, 41 %]."
+    )
+    assert sentences(checked(bad))[2] == (
+        "By the judge openai/m its answers win 30 % [21 %, 41 %] of the comparisons with the "
+        "start policy's (4 of 64 stayed unscored)."
+    )
+    # Neither a coin in the interval nor a reward that did not rise is one.
+    assert warnings(checked((0.21, 0.4, 0.5))) == []
+    assert warnings(checked(bad, end=step(13, 0.0, 0.0))) == []
+    assert "gave no verdict" in sentences(checked(None))[2]
+
+
+def test_another_judge_replaces_what_the_one_before_found() -> None:
+    found = checked((0.21, 0.3, 0.41))
+    assert judged(found, None) == section()
+
+
+def test_a_reward_that_a_judge_checks_is_checked() -> None:
+    unchecked = {"held_out": None, "start": step(0, held_out=None), "end": step(13, 1.0, None)}
+    assert warnings(checked((0.5, 0.6, 0.7), **unchecked)) == []

@@ -129,6 +129,24 @@ def test_it_tells_when_the_held_out_check_falls_while_the_proxy_rises(
     assert found["stopped"] == "kl_budget"
     assert "over the KL budget of 12; stopping" in done.err
 
+    # Asked afterwards, and about the same answers: nothing is trained anew.
+    won = {}
+    for name in ("shorter", "longer"):
+        asked = run_cli("train-rl", "--out", str(copied), f"rl.judge=fake/{name}", "--reconfigure")
+        assert asked.code == 0, asked.err
+        assert "rl: already made from the same reward model" in asked.err
+        now = part(copied, "rl")
+        assert {k: v for k, v in now.items() if k not in ("judged", "findings")} == {
+            k: v for k, v in found.items() if k not in ("judged", "findings")
+        }
+        assert now["judged"]["comparisons"] == 32
+        assert ("the judge that labelled checks the reward" in asked.err) == (name == "shorter")
+        won[name] = now["judged"]["win_rate"]["value"]
+        assert json.loads((copied / "rl" / "trace.json").read_text()) == now
+    # Two judges that want the opposite of each other.
+    assert won["shorter"] == pytest.approx(1 - won["longer"])
+    assert won["shorter"] != 0.5
+
 
 def test_without_a_section_a_command_says_how_to_write_one(
     copied: Path, run_cli: Callable[..., Finished]

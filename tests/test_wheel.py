@@ -95,7 +95,7 @@ def test_the_base_install_refuses_a_run_that_trains_before_anything_is_asked(bas
 
 
 def test_the_base_install_makes_the_dataset(base: Venv) -> None:
-    for arguments in (("sample", "smoke"), ("judge",), ("pairs",)):
+    for arguments in (("plan", "smoke"), ("sample", "smoke"), ("judge",), ("pairs",)):
         ran = base.rlaif(*arguments, "--out", "run")
         assert ran.returncode == 0, ran.stderr
     assert (base.elsewhere / "run/preferences/README.md").is_file()
@@ -103,6 +103,7 @@ def test_the_base_install_makes_the_dataset(base: Venv) -> None:
     assert (base.elsewhere / "run/report.html").is_file()
 
 
+@pytest.mark.skipif("RLAIF_SLOW" not in os.environ, reason="two minutes; set RLAIF_SLOW=1")
 def test_the_train_extra_added_to_the_base_install_runs_smoke(base: Venv, wheel: Path) -> None:
     # The torch that this test suite runs on; without naming it, pip takes the build for CUDA.
     import torch

@@ -13,7 +13,8 @@ from typing import Literal, NamedTuple
 
 from pydantic import Field
 
-from rlaif.evaluate.wording import counted, number, percent
+from rlaif.evaluate.intervals import Interval
+from rlaif.evaluate.wording import counted, number, percent, share
 from rlaif.train.rl_settings import Amount, Finite, Measure
 from rlaif.types import Record
 
@@ -27,7 +28,7 @@ MORE_REPEATED = 0.2
 LESS_DISTINCT = 0.5
 """Part of its start under which the distinct share of a prompt's answers is told."""
 
-Kind = Literal["hacking", "length", "repetition"]
+Kind = Literal["hacking", "length", "repetition", "judge"]
 
 
 class Finding(Record):
@@ -35,11 +36,23 @@ class Finding(Record):
 
     kind: Kind
     """hacking: the proxy rose while the held-out check fell. length: answers have become that much
-    longer or shorter. repetition: answers repeat themselves or each other."""
+    longer or shorter. repetition: answers repeat themselves or each other. judge: the proxy rose,
+    and a judge prefers the start's answers."""
     step: int = Field(gt=0)
     """The last of the steps that show it first."""
     text: str
     figures: Mapping[str, Finite]
+
+
+class JudgeCheck(Record):
+    """What a judge makes of the trained policy's answers beside the start's, in both orders."""
+
+    judge: str
+    win_rate: Interval | None
+    """Share of its comparisons that the trained policy wins, ties half, clustered by prompt; None
+    where none could be read."""
+    comparisons: int = Field(gt=0)
+    unscored: int = Field(ge=0)
 
 
 class RLSection(Record):
@@ -71,6 +84,40 @@ class RLSection(Record):
     trace: tuple[Measure, ...]
     """The answers of each step, before it."""
     findings: tuple[Finding, ...]
+    judged: JudgeCheck | None = None
+
+
+def judged(section: RLSection, check: JudgeCheck | None) -> RLSection:
+    """The section with what a judge says in the end, and its alarm: the proxy has risen by more
+    than `ERRORS` standard errors, and the whole interval of the win rate is below one half."""
+    findings = [f for f in section.findings if f.kind != "judge"]
+    start, end = section.start, section.end
+    rose = _Level(end.proxy, end.proxy_se).above(_Level(start.proxy, start.proxy_se))
+    rate = check.win_rate if check is not None else None
+    if (
+        check is not None
+        and rose
+        and rate is not None
+        and rate.high is not None
+        and rate.high < 0.5
+    ):
+        findings.append(
+            Finding(
+                kind="judge",
+                step=max(section.steps, 1),
+                text=(
+                    f"the reward rose from {number(start.proxy)} to {number(end.proxy)}, and the "
+                    f"judge {check.judge} prefers the start's answers: the trained policy wins "
+                    f"{share(rate, 0.5)}"
+                ),
+                figures={
+                    "win_rate": rate.value,
+                    "proxy_start": start.proxy,
+                    "proxy": end.proxy,
+                },
+            )
+        )
+    return section.model_copy(update={"judged": check, "findings": tuple(findings)})
 
 
 class _Level(NamedTuple):
@@ -208,15 +255,28 @@ def sentences(section: RLSection) -> list[str]:
         f"Its reward went from {number(start.proxy)} to {number(end.proxy)} standard deviations of "
         f"the start policy's{checked}; answers went from {number(start.length)} to "
         f"{number(end.length)} tokens.",
+        *_judge_sentence(section.judged),
+    ]
+
+
+def _judge_sentence(check: JudgeCheck | None) -> list[str]:
+    if check is None:
+        return []
+    lost = f" ({check.unscored} of {check.comparisons} stayed unscored)" if check.unscored else ""
+    if check.win_rate is None:
+        return [f"The judge {check.judge} gave no verdict on its answers{lost}."]
+    return [
+        f"By the judge {check.judge} its answers win {share(check.win_rate, 0.5)} of the "
+        f"comparisons with the start policy's{lost}."
     ]
 
 
 def warnings(section: RLSection) -> list[str]:
     """The alarms, as a reader of the report must know them."""
     said = [f"RL, step {f.step}: {f.text}." for f in section.findings]
-    if section.held_out is None:
+    if section.held_out is None and section.judged is None:
         said.append(
-            "RL had no held-out check (rl.held_out): a rising reward alone does not tell learning "
-            "from reward hacking."
+            "RL had no held-out check (rl.held_out, rl.judge): a rising reward alone does not tell "
+            "learning from reward hacking."
         )
     return said

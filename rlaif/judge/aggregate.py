@@ -210,42 +210,28 @@ class Ledger(NamedTuple):
         return self.a + self.b + self.tie + sum(self.unscored.values())
 
 
+class Counting:
+    """A ledger in the making."""
+
+    def __init__(self) -> None:
+        self._outcomes: Counter[str] = Counter()
+        self._unscored: Counter[str] = Counter()
+
+    def add(self, outcome: Outcome, reason: str) -> None:
+        """Counts one; `reason` is that of an unscored one."""
+        self._outcomes[outcome] += 1
+        if outcome == "unscored":
+            self._unscored[reason] += 1
+
+    def ledger(self) -> Ledger:
+        """What was counted so far."""
+        of = self._outcomes
+        return Ledger(of["A"], of["B"], of["tie"], dict(sorted(self._unscored.items())))
+
+
 def ledger(comparisons: Iterable[Comparison]) -> Ledger:
     """Counts of comparisons by outcome, of the unscored by reason."""
-    return _count((c.outcome, c.reason) for c in comparisons)
-
-
-def ledgers(
-    judgments: Iterable[Judgment], same_text: Iterable[str], tie_margin: float
-) -> tuple[dict[str, Ledger], dict[str, Ledger]]:
-    """Ledgers by principle and by judge, of questions.
-
-    A question is a comparison under one principle, put to one judge, in all its orders. It is
-    scored when all its orders are; `same_text` are the comparisons of two identical texts.
-    """
-    same = set(same_text)
-    questions: dict[tuple[str, str, str], list[Judgment]] = defaultdict(list)
-    for j in judgments:
-        questions[j.comparison_id, j.judge, j.principle_id].append(j)
-    by_principle: dict[str, list[tuple[Outcome, str]]] = defaultdict(list)
-    by_judge: dict[str, list[tuple[Outcome, str]]] = defaultdict(list)
-    for (comparison_id, judge, principle_id), given in questions.items():
-        p_first = votes_of(given, len(given)).get(principle_id)
-        outcome = outcome_of(p_first, tie_margin, same_text=comparison_id in same)
-        counted = (outcome, "" if p_first is not None else commonest(j.reason for j in given))
-        by_principle[principle_id].append(counted)
-        by_judge[judge].append(counted)
-    return (
-        {i: _count(counted) for i, counted in by_principle.items()},
-        {i: _count(counted) for i, counted in by_judge.items()},
-    )
-
-
-def _count(outcomes: Iterable[tuple[Outcome, str]]) -> Ledger:
-    counts: Counter[str] = Counter()
-    unscored: Counter[str] = Counter()
-    for outcome, reason in outcomes:
-        counts[outcome] += 1
-        if outcome == "unscored":
-            unscored[reason] += 1
-    return Ledger(counts["A"], counts["B"], counts["tie"], dict(sorted(unscored.items())))
+    counting = Counting()
+    for c in comparisons:
+        counting.add(c.outcome, c.reason)
+    return counting.ledger()

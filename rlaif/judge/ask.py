@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -44,13 +45,6 @@ READING = 1
 """Raised when the same answers come to be read in another way."""
 
 
-class Judged(NamedTuple):
-    judgments: list[Judgment]
-    """By pair in the order of the pairs, and in the order asked."""
-    comparisons: list[Comparison]
-    """One a pair, in the order of the pairs."""
-
-
 class OfPair(NamedTuple):
     """What one judge says of one pair."""
 
@@ -58,15 +52,6 @@ class OfPair(NamedTuple):
     judgments: list[Judgment]
     """In the order asked."""
     comparison: Comparison
-
-
-def together(found: Iterable[OfPair]) -> Judged:
-    """What one judge says of many pairs."""
-    judged = Judged([], [])
-    for of_pair in found:
-        judged.judgments.extend(of_pair.judgments)
-        judged.comparisons.append(of_pair.comparison)
-    return judged
 
 
 class Tiers:
@@ -181,22 +166,23 @@ class Judge:
             "calls": calls,
         }
 
-    async def judge(self, pairs: Sequence[Pair], show: Show) -> Judged:
-        """What `of_pair` says of each pair, many of them at once. Raises SetupError, before
-        anything is asked, for a wording that a prompt cannot fill."""
+    async def judge(
+        self, pairs: Sequence[Pair], show: Show, hand_over: Callable[[OfPair], None]
+    ) -> None:
+        """Hands over what `of_pair` says of each pair, in their order, many asked at once. Raises
+        SetupError, before anything is asked, for a wording that a prompt cannot fill."""
         for pair in pairs:
             for principle in (p for tier in self._tiers.of(pair) for p in tier):
                 if principle.asks_the_prompt:
                     principle.worded(pair.prompt)
-        found: list[OfPair] = []
         with show("judging", len(pairs), "comparisons") as advance:
+            count = itertools.count(1)
 
             def told(of_pair: OfPair) -> None:
-                found.append(of_pair)
-                advance(len(found), self.client.note)
+                hand_over(of_pair)
+                advance(next(count), self.client.note)
 
             await flow(pairs, self.of_pair, told, window=self.client.window)
-        return together(found)
 
     async def of_pair(self, pair: Pair) -> OfPair:
         """Asks tier after tier, the next one only if the pair is still undecided. Within a tier all

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import Literal, NamedTuple
 
@@ -27,6 +27,23 @@ STEPS = 100
 """Newton's method takes under ten with prior_sd 1."""
 WIDEST = 100.0
 """Under a prior wider than this the sum of the scores is too loose for double precision."""
+
+
+def groups_in_order(prompts: Iterable[Prompt], responses: Iterable[Response]) -> Iterator[Group]:
+    """Each prompt with its responses, of prompts and responses that come in one order; a prompt
+    without a response is left out. Raises ValueError, at the end, for a response that comes in
+    another."""
+    rest = iter(responses)
+    response = next(rest, None)
+    for prompt in prompts:
+        group: list[Response] = []
+        while response is not None and response.prompt_id == prompt.id:
+            group.append(response)
+            response = next(rest, None)
+        if group:
+            yield prompt, group
+    if response is not None:
+        raise ValueError(f"{response.id!r} does not come where its prompt does")
 
 
 def groups_of(

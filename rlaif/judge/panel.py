@@ -4,16 +4,16 @@ for what they leave in doubt."""
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+import itertools
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from rlaif.constitution import Constitution
 from rlaif.errors import SetupError
 from rlaif.files import digest
 from rlaif.judge.aggregate import Pair, Rule, merge, overrule
-from rlaif.judge.ask import Judge, Judged, OfPair, Show, Tiers, together
+from rlaif.judge.ask import Judge, OfPair, Show, Tiers
 from rlaif.judge.cascade import doubt, split
 from rlaif.judge.config import AskConfig, CascadeConfig, JudgeConfig
 from rlaif.judge.design import Adaptive, Group, fixed_design
@@ -23,6 +23,27 @@ from rlaif.types import Comparison, Judgment
 
 Open = Callable[[AskConfig, str], AbstractAsyncContextManager[Client]]
 """Opens a client for a judge; the text is the field that names its model."""
+
+
+class Told(Protocol):
+    """Takes what the judges say, as they say it."""
+
+    def judged(self, of_pair: OfPair) -> None:
+        """All that one judge says of one pair: judge after judge in the order asked, each in the
+        order of the pairs."""
+
+    def decided(self, pair: Pair, comparison: Comparison) -> None:
+        """What all of them say together: one a pair, in the order of the pairs."""
+
+
+class Heard(NamedTuple):
+    """Who was asked, and how."""
+
+    judges: tuple[str, ...]
+    """Names of the judges, in the order asked; a cascade's strong judge last."""
+    way: str
+    """Digest of all that shapes a verdict: constitution, judges, prompts, reading, adding up. Not
+    of which pairs are asked about."""
 
 
 class Verdicts(NamedTuple):
@@ -35,10 +56,25 @@ class Verdicts(NamedTuple):
     comparisons: list[Comparison]
     """One a pair, in the order of the pairs."""
     judges: tuple[str, ...]
-    """Names of the judges, in the order asked; a cascade's strong judge last."""
+    """As in `Heard`."""
     way: str
-    """Digest of all that shapes a verdict: constitution, judges, prompts, reading, adding up. Not
-    of which pairs are asked about."""
+    """As in `Heard`."""
+
+
+class Kept:
+    """Keeps all that it is told, for as many pairs as memory holds."""
+
+    def __init__(self) -> None:
+        self.pairs: list[Pair] = []
+        self.judgments: list[Judgment] = []
+        self.comparisons: list[Comparison] = []
+
+    def judged(self, of_pair: OfPair) -> None:
+        self.judgments.extend(of_pair.judgments)
+
+    def decided(self, pair: Pair, comparison: Comparison) -> None:
+        self.pairs.append(pair)
+        self.comparisons.append(comparison)
 
 
 class Panel:
@@ -62,36 +98,44 @@ class Panel:
         self._seed = seed
         self._open = open_client
 
-    async def judge_groups(self, groups: Stream[Group], total: int, show: Show) -> Verdicts:
+    async def judge_groups(
+        self, groups: Stream[Group], total: int, show: Show, told: Told
+    ) -> Heard:
         """Asks about the pairs that `comparisons` chooses in each of `total` groups.
 
-        One judge alone is asked about a group as soon as it comes. Where there are several, the
-        first is asked about all groups before the next is: a machine mostly holds one served model
-        at a time. An adaptive choice follows what the first judge says; the others are asked about
-        the same pairs.
+        One judge alone is asked about a group as soon as it comes, and nothing of a group is kept
+        that `told` does not keep. Where there are several, the first is asked about all groups
+        before the next is: a machine mostly holds one served model at a time; pairs and comparisons
+        are then held in memory, judgments are not. An adaptive choice follows what the first judge
+        says; the others are asked about the same pairs.
         """
-        found: list[OfPair] = []
         async with self._judges() as judges:
+            turns = _Turns(told, alone=len(judges) == 1)
             judge = judges[0]
             with show("judging", total, "prompts") as advance:
-                count = 0
+                count = itertools.count(1)
 
-                def told(of_group: list[OfPair]) -> None:
-                    nonlocal count
-                    count += 1
-                    found.extend(of_group)
-                    advance(count, judge.client.note)
+                def told_of_group(of_group: list[OfPair]) -> None:
+                    for of_pair in of_group:
+                        turns.first(of_pair)
+                    advance(next(count), judge.client.note)
 
                 await flow(
-                    groups, lambda g: self._of_group(judge, g), told, window=judge.client.window
+                    groups,
+                    lambda g: self._of_group(judge, g),
+                    told_of_group,
+                    window=judge.client.window,
                 )
-            pairs = [of_pair.pair for of_pair in found]
-            return await self._together(judges, pairs, together(found), show)
+            return await self._together(judges, turns, show)
 
     async def judge_pairs(self, pairs: Sequence[Pair], show: Show) -> Verdicts:
         """Asks every judge about every pair, and the strong one where there is doubt."""
+        kept = Kept()
         async with self._judges() as judges:
-            return await self._together(judges, pairs, await judges[0].judge(pairs, show), show)
+            turns = _Turns(kept, alone=len(judges) == 1)
+            await judges[0].judge(pairs, show, turns.first)
+            heard = await self._together(judges, turns, show)
+        return Verdicts(kept.pairs, kept.judgments, kept.comparisons, heard.judges, heard.way)
 
     @asynccontextmanager
     async def _judges(self) -> AsyncIterator[list[Judge]]:
@@ -133,24 +177,26 @@ class Panel:
             said.append(of_pair)
         return said
 
-    async def _together(
-        self, judges: Sequence[Judge], pairs: Sequence[Pair], first: Judged, show: Show
-    ) -> Verdicts:
+    async def _together(self, judges: Sequence[Judge], turns: _Turns, show: Show) -> Heard:
+        heard = Heard(tuple(judge.name for judge in judges), self._way(judges))
+        if turns.alone:
+            return heard
+        pairs = turns.pairs
         beside = 1 + len(self._config.panel)
-        said = [first, *[await judge.judge(pairs, show) for judge in judges[1:beside]]]
+        for judge in judges[1:beside]:
+            await judge.judge(pairs, show, turns.next_judge())
         comparisons = [
-            merge(pair, [found.comparisons[i] for found in said], self._rule)
-            for i, pair in enumerate(pairs)
+            merge(pair, said, self._rule)
+            for pair, said in zip(pairs, zip(*turns.said, strict=True), strict=True)
         ]
-        judgments = [j for found in said for j in found.judgments]
         if (cascade := self._config.cascade) is not None:
-            doubts = self._doubts(pairs, comparisons, judgments, cascade)
-            found = await judges[-1].judge([pairs[i] for i in doubts], show)
-            for (i, why), strong in zip(doubts.items(), found.comparisons, strict=True):
+            doubts = self._doubts(pairs, comparisons, turns.split, cascade)
+            await judges[-1].judge([pairs[i] for i in doubts], show, turns.next_judge())
+            for (i, why), strong in zip(doubts.items(), turns.said[-1], strict=True):
                 comparisons[i] = overrule(comparisons[i], strong, why)
-            judgments += found.judgments
-        names = tuple(judge.name for judge in judges)
-        return Verdicts(list(pairs), judgments, comparisons, names, self._way(judges))
+        for pair, comparison in zip(pairs, comparisons, strict=True):
+            turns.told.decided(pair, comparison)
+        return heard
 
     def _way(self, judges: Sequence[Judge]) -> str:
         cascade = self._config.cascade
@@ -168,17 +214,48 @@ class Panel:
         self,
         pairs: Sequence[Pair],
         comparisons: Sequence[Comparison],
-        judgments: Sequence[Judgment],
+        split_of: Mapping[str, Collection[object]],
         cascade: CascadeConfig,
     ) -> dict[int, str]:
-        by_comparison: dict[str, list[Judgment]] = defaultdict(list)
-        for judgment in judgments:
-            by_comparison[judgment.comparison_id].append(judgment)
         margin = self._config.tie_margin
         return {
             i: why
             for i, (pair, of) in enumerate(zip(pairs, comparisons, strict=True))
             # Two identical texts tie, whoever is asked.
             if not pair.same_text
-            and (why := doubt(of.p_first, of.votes, split(by_comparison[pair.id]), cascade, margin))
+            and (why := doubt(of.p_first, of.votes, split_of.get(pair.id, ()), cascade, margin))
         }
+
+
+class _Turns:
+    """What judges said so far who are asked one after the other."""
+
+    def __init__(self, told: Told, *, alone: bool) -> None:
+        self.told = told
+        self.alone = alone
+        """Whether there is one judge: then all is told at once and nothing kept."""
+        self.pairs: list[Pair] = []
+        self.said: list[list[Comparison]] = [[]]
+        """One list a judge, each in the order of the pairs that it was asked about."""
+        self.split: dict[str, set[tuple[str, str]]] = {}
+        """Pair id -> what `split` finds in its judgments, where it finds something."""
+
+    def first(self, of_pair: OfPair) -> None:
+        """Takes what the first judge says of a pair."""
+        if self.alone:
+            self.told.judged(of_pair)
+            self.told.decided(of_pair.pair, of_pair.comparison)
+        else:
+            self.pairs.append(of_pair.pair)
+            self._later(of_pair)
+
+    def next_judge(self) -> Callable[[OfPair], None]:
+        """Takes what the next judge says of pairs."""
+        self.said.append([])
+        return self._later
+
+    def _later(self, of_pair: OfPair) -> None:
+        self.told.judged(of_pair)
+        self.said[-1].append(of_pair.comparison)
+        if found := split(of_pair.judgments):
+            self.split.setdefault(of_pair.pair.id, set()).update(found)

@@ -104,6 +104,11 @@ def gives_logprobs(model: str, field: str) -> bool:
     return name.scheme != "anthropic"
 
 
+def max_n(model: str, field: str) -> int:
+    """`ChatModel.max_n` of what a model string names, without importing a vendor's SDK."""
+    return 1 if parse_model(model, field).scheme == "anthropic" else 128
+
+
 def model_directory(directory: Path, field: str) -> Path:
     """`directory` if it holds a model; else SetupError."""
     if not (directory / "config.json").is_file():

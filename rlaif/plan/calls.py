@@ -16,11 +16,9 @@ from rlaif.judge.ask import EXAMPLE, Tiers
 from rlaif.judge.config import JudgeConfig
 from rlaif.judge.forms import Ask, Asked, Form
 from rlaif.models import embedded
-from rlaif.models.anthropic_messages import AnthropicModel
 from rlaif.models.fake import FakeModel
 from rlaif.models.names import parse_model
-from rlaif.models.openai_compatible import OpenAIModel
-from rlaif.models.pool import ManagedModel, ModelConfig, identity_of, served_identity
+from rlaif.models.pool import ModelConfig, gives_logprobs, identity_of, max_n, served_identity
 from rlaif.models.prices import Price
 from rlaif.plan.figures import Figure, exactly
 from rlaif.plan.history import History, Shape, characters, shape_of
@@ -75,17 +73,13 @@ def voice_of(config: ModelConfig, field: str) -> Voice:
     """How a model would be asked; starts nothing and needs no key. Raises SetupError."""
     name = parse_model(config.model, field)
     identity = identity_of(name, field)
-    kind: type[OpenAIModel | AnthropicModel | ManagedModel | FakeModel] = OpenAIModel
-    gives_logprobs = True
     match name.scheme:
         case "fake":
-            model = FakeModel(name.rest, field)
-            identity, gives_logprobs, kind = model.identity, model.gives_logprobs, FakeModel
-        case "anthropic":
-            kind, gives_logprobs = AnthropicModel, AnthropicModel.gives_logprobs
+            identity = FakeModel(name.rest, field).identity
         case "vllm" | "embedded":
-            identity, kind = served_identity(identity, config.server), ManagedModel
-    asked = Asked(identity, gives_logprobs, kind.max_n)
+            identity = served_identity(identity, config.server)
+    model = config.model
+    asked = Asked(identity, gives_logprobs(model, field), max_n(model, field))
     folder = embedded.kept(name.rest) if name.scheme == "embedded" else name.directory
     own = config.usd_per_million_tokens
     price = Price(input=own[0], output=own[1]) if own else None

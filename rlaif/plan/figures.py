@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from scipy import stats
+from scipy import special
 
 CONFIDENCE = 0.95
 
@@ -62,6 +62,6 @@ def mean_to_come(seen: Sequence[float], coming: int) -> Figure:
     if m == 1:
         return Figure(mean / 2, mean, mean * 2)
     sd = math.sqrt(sum((value - mean) ** 2 for value in seen) / (m - 1))
-    t = float(stats.t.ppf(0.5 + CONFIDENCE / 2, m - 1))
+    t = float(special.stdtrit(m - 1, 0.5 + CONFIDENCE / 2))
     half = t * sd * math.sqrt(1 / m + 1 / max(coming, 1))
     return Figure(max(mean - half, 0.0), mean, mean + half)

@@ -10,7 +10,7 @@ from rlaif.datasets import load_prompts
 from rlaif.errors import TooManyFailures
 from rlaif.files import full_disk
 from rlaif.judge.design import groups_of
-from rlaif.judge.panel import Panel
+from rlaif.judge.panel import Kept, Panel
 from rlaif.models.client import Bill
 from rlaif.models.gate import Gate
 from rlaif.models.pool import check_model
@@ -80,5 +80,5 @@ async def _label(config: RunConfig, prompts: tuple[Prompt, ...], work: Workspace
         lambda asked, field: work.pool.open(asked, field, bill),
     )
     groups = groups_of(by_id, found.responses)
-    await panel.judge_groups(groups, len(groups), progress)
+    await panel.judge_groups(groups, len(groups), progress, Kept())
     say_failures(bill)

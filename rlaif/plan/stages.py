@@ -29,7 +29,8 @@ from rlaif.plan.history import History
 from rlaif.preferences import split_by_prompt
 from rlaif.recipe import SFT, RunConfig
 from rlaif.revise import revision_id
-from rlaif.stages import certify, revise
+from rlaif.stages import certify, revise, train_rl
+from rlaif.stages.train_rl import RLConfig
 from rlaif.types import Prompt, Response
 
 Answered = tuple[Prompt, list[tuple[Response, Text]]]
@@ -64,7 +65,28 @@ def calls_of(config: RunConfig, out: Path, history: History) -> Calls:
     pairs = _design(calls, config.judge, tiers, groups, config.seed)
     calls.judge("judge", config.judge, tiers, pairs, texts)
     _compare(calls, config, out, prompts, policy, start, tiers)
+    if config.rl is not None and config.rl.judge is not None:
+        _rl(calls, config, config.rl, groups, tiers)
     return calls
+
+
+def _rl(
+    calls: Calls, config: RunConfig, rl: RLConfig, groups: Sequence[Answered], tiers: Tiers
+) -> None:
+    """The trained policy's answers beside the start's, taken to be like those that were sampled."""
+    splits = split_by_prompt((p.id for p, _ in groups), config.pairs.test_fraction, config.seed)
+    pairs: list[Pair] = []
+    texts: dict[str, Text] = {}
+    for prompt, answers in groups:
+        for i in range(rl.samples if splits[prompt.id] == "train" and answers else 0):
+            drawn = []
+            for k, name in enumerate(("rl", "start")):
+                found, text = answers[(i + k) % len(answers)]
+                drawn.append(found.model_copy(update={"id": f"{name}:{prompt.id}/{i}"}))
+                texts[drawn[-1].id] = text
+            pairs.append(Pair(prompt, *drawn))
+    judge = train_rl.asked_judge(str(rl.judge), config.judge)
+    calls.judge("train-rl", judge, tiers, pairs[: rl.judged], texts)
 
 
 def _revise_tails(prepared: revise.Prepared) -> list[str]:

@@ -9,7 +9,7 @@ from typing import TypeVar
 from rlaif.constitution import load_constitution, read_constitution
 from rlaif.datasets import open_prompts
 from rlaif.errors import SetupError
-from rlaif.judge.config import JudgeConfig
+from rlaif.judge.config import AskConfig, JudgeConfig
 from rlaif.judge.forms import Asked, Form
 from rlaif.models.names import parse_model
 from rlaif.models.pool import (
@@ -59,7 +59,11 @@ def check(config: RunConfig, stages: Sequence[str], out: Path) -> None:
     if TRAINED & set(stages):
         require_torch()
     if "train-rl" in stages:
-        train_rl.check(section_of(config.rl, "rl"))
+        rl = section_of(config.rl, "rl")
+        train_rl.check(rl)
+        if rl.judge is not None:
+            check_model(rl.judge, "rl.judge")
+            _check_way(train_rl.asked_judge(rl.judge, config.judge).first, "rl.judge")
     if {"sample", "revise"} & set(stages):
         check_model(policy, "policy.model")
     if {"certify", "judge", "compare"} & set(stages):
@@ -92,8 +96,12 @@ def check_judges(config: JudgeConfig) -> None:
     before anything is asked. Raises SetupError."""
     load_constitution(config.constitution)
     for field, asked in config.judges():
-        parse_model(asked.model, field)
-        form = Form(asked, Asked(asked.model, gives_logprobs(asked.model, field), 1))
-        form.check(field)
+        _check_way(asked, field)
     if config.gate is not None:
         certify.check_gate(config.gate)
+
+
+def _check_way(asked: AskConfig, field: str) -> None:
+    parse_model(asked.model, field)
+    form = Form(asked, Asked(asked.model, gives_logprobs(asked.model, field), 1))
+    form.check(field)

@@ -37,6 +37,7 @@ from rlaif.stages import (
     train_rm,
     train_sft,
 )
+from rlaif.types import ChatReply, ChatRequest
 from rlaif.workspace import Workspace
 from rlaif.yamlfile import YamlFile
 
@@ -71,7 +72,9 @@ STAGES: Mapping[str, Run] = {
     "pairs": lambda c, w: pairs.run(c.pairs, w, tuned=c.sft is not None),
     "train-rm": lambda c, w: train_rm.run(c.reward_model, c.policy.model, w),
     "train-dpo": lambda c, w: train_dpo.run(c.dpo, c.policy.model, w),
-    "train-rl": lambda c, w: train_rl.run(section_of(c.rl, "rl"), c.dpo.base, c.policy.model, w),
+    "train-rl": lambda c, w: train_rl.run(
+        section_of(c.rl, "rl"), c.judge, c.dpo.base, c.policy.model, w
+    ),
     "compare": lambda c, w: compare.run(
         c.compare,
         c.policy,
@@ -193,11 +196,33 @@ def _prompts(config: RunConfig) -> int:
 
 def open_transformers(model: ModelConfig, field: str) -> ChatModel:
     """A model of `transformers/…`, for the pool."""
-    from rlaif.train.generate import TransformersModel
-
     weights = model.model.removeprefix("transformers/")
     identity = weights_identity(Path(weights)) if Path(weights).is_dir() else weights
-    return TransformersModel(weights, f"transformers/{identity}")
+    return _Transformers(weights, f"transformers/{identity}")
+
+
+class _Transformers(ChatModel):
+    """A model directory whose weights are read, and torch imported, before the first call that the
+    store lacks: a run of which all is stored needs neither."""
+
+    gives_logprobs = True
+    max_n = 128
+
+    def __init__(self, weights: str, identity: str) -> None:
+        self.identity = identity
+        self._weights = weights
+        self._model: ChatModel | None = None
+
+    async def check(self) -> None:
+        """Raises SetupError if the directory holds no causal language model."""
+        from rlaif.train.generate import TransformersModel
+
+        self._model = TransformersModel(self._weights, self.identity)
+
+    async def ask(self, request: ChatRequest) -> ChatReply:
+        """As `TransformersModel.ask`."""
+        assert self._model is not None, "asked before `check`"
+        return await self._model.ask(request)
 
 
 def _claim(config: RunConfig, out: Path, reconfigure: bool) -> None:

@@ -36,7 +36,7 @@ from rlaif.judge.aggregate import ledger
 from rlaif.judge.ask import draw
 from rlaif.judge.config import JudgeConfig
 from rlaif.judge.design import groups_of
-from rlaif.judge.panel import Panel
+from rlaif.judge.panel import Kept, Panel
 from rlaif.models.client import Bill
 from rlaif.models.pool import ModelConfig, check_model
 from rlaif.preferences import (
@@ -343,15 +343,16 @@ async def _judge(
     )
     revised = [r for of_chain in responses if len(of_chain) > 1 for r in of_chain]
     groups = groups_of({p.id: p for p in plan.prompts}, revised)
-    verdicts = await panel.judge_groups(groups, len(groups), progress)
-    write_jsonl(work.revisions / "judged" / "judgments.jsonl", verdicts.judgments)
-    write_jsonl(work.revisions / "judged" / "comparisons.jsonl", verdicts.comparisons)
+    kept = Kept()
+    heard = await panel.judge_groups(groups, len(groups), progress, kept)
+    write_jsonl(work.revisions / "judged" / "judgments.jsonl", kept.judgments)
+    write_jsonl(work.revisions / "judged" / "comparisons.jsonl", kept.comparisons)
     number_of = {r.id: n for of_chain in responses for n, r in enumerate(of_chain)}
     return _Judged(
-        judges=verdicts.judges,
-        rounds=judged_rounds(verdicts.comparisons, number_of, rounds, work.seed),
-        pairs=len(verdicts.pairs),
-        unscored=ledger(verdicts.comparisons).unscored,
+        judges=heard.judges,
+        rounds=judged_rounds(kept.comparisons, number_of, rounds, work.seed),
+        pairs=len(kept.pairs),
+        unscored=ledger(kept.comparisons).unscored,
     )
 
 

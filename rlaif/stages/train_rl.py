@@ -10,14 +10,20 @@ from pathlib import Path
 
 from pydantic import Field
 
+from rlaif.constitution import load_constitution
 from rlaif.errors import SetupError
-from rlaif.evaluate.rl import Finding, RLSection, alarms
-from rlaif.files import digest, read_jsonl, write_text
+from rlaif.evaluate.intervals import clustered_share
+from rlaif.evaluate.rl import Finding, JudgeCheck, RLSection, alarms, judged
+from rlaif.files import digest, read_jsonl, write_jsonl, write_text
+from rlaif.judge.aggregate import Pair
+from rlaif.judge.config import JudgeConfig
+from rlaif.judge.panel import Panel
+from rlaif.models.client import Bill
 from rlaif.models.pool import weights_identity
-from rlaif.progress import say
+from rlaif.progress import progress, say
 from rlaif.stages._training import Steps, interruptible, make_once, start_weights
 from rlaif.train.rl_settings import Measure, RLSettings, require_trl
-from rlaif.types import Prompt
+from rlaif.types import Prompt, Record, Response
 from rlaif.workspace import STAMP, Workspace
 
 
@@ -27,8 +33,30 @@ class RLConfig(RLSettings):
     held_out: str | None = None
     """Folder of a second reward model, which scores every answer and teaches nothing: of another
     judge, of people's labels, or of other prompts; none: the reward goes unchecked."""
+    judge: str | None = None
+    """Model of a judge that did not label: in the end it compares the trained policy's answers with
+    the start's, under the run's constitution and otherwise as the run's judge is asked; none: no
+    judge checks the reward."""
+    judged: int = Field(default=64, ge=2)
+    """Answers that it compares, to the train prompts that the start policy is measured on."""
     length_factor: float = Field(default=2.0, gt=1.0)
     """Answers that become so many times longer, or shorter, are told."""
+
+
+class Answered(Record):
+    """A line of rl/answers.jsonl."""
+
+    prompt: Prompt
+    start: str
+    """An answer of the start policy."""
+    trained: str
+    """An answer of the trained policy."""
+
+
+def asked_judge(model: str, judge: JudgeConfig) -> JudgeConfig:
+    """How `rl.judge` is asked."""
+    alone = {"model": model, "panel": (), "cascade": None, "gate": None}
+    return judge.model_copy(update=alone).in_both_orders()
 
 
 def check(config: RLConfig) -> None:
@@ -42,8 +70,10 @@ def check(config: RLConfig) -> None:
         )
 
 
-async def run(config: RLConfig, base: str | None, policy: str, work: Workspace) -> None:
-    """Writes rl/: a plain AutoModelForCausalLM, and in it trace.json and trace.csv.
+async def run(
+    config: RLConfig, judge: JudgeConfig, base: str | None, policy: str, work: Workspace
+) -> None:
+    """Writes rl/: a plain AutoModelForCausalLM, and in it trace.json, trace.csv and answers.jsonl.
 
     `base`: DPO's. Prompts are those of the train split. Raises SetupError where the run has no
     reward model of its present groups.
@@ -71,8 +101,61 @@ async def run(config: RLConfig, base: str | None, policy: str, work: Workspace) 
         write_text(out / "trace.csv", _csv([section.start, *section.trace, section.end]))
         return section
 
-    async with work.stage("train-rl"):
-        make_once("rl", out, data, config, start, work, make)
+    # Another judge afterwards trains nothing anew.
+    settings = RLConfig.model_validate(config.model_dump(exclude={"judge", "judged"}))
+    async with work.stage("train-rl") as bill:
+        make_once("rl", out, data, settings, start, work, make)
+        found = None
+        if config.judge is not None:
+            if config.judge == judge.model:
+                say("warning: the judge that labelled checks the reward; name another one")
+            found = await _judge(config, asked_judge(config.judge, judge), out, bill, work)
+        trained = RLSection.model_validate(work.part("rl"))
+        section = judged(trained, found)
+        if section != trained:
+            write_text(out / "trace.json", section.model_dump_json(indent=2) + "\n")
+            work.save_part("rl", section)
+    for finding in section.findings:
+        if finding.kind == "judge":
+            say(f"alarm (judge): {finding.text}")
+
+
+async def _judge(
+    config: RLConfig, judge: JudgeConfig, out: Path, bill: Bill, work: Workspace
+) -> JudgeCheck:
+    constitution, _ = load_constitution(judge.constitution)
+    answers = read_jsonl(out / "answers.jsonl", Answered)[: config.judged]
+    pairs = [
+        Pair(
+            of.prompt,
+            *(
+                Response(
+                    id=f"{name}:{of.prompt.id}/{i}",
+                    prompt_id=of.prompt.id,
+                    text=text,
+                    finish_reason="stop",
+                    model="",
+                    call="",
+                )
+                for name, text in (("rl", of.trained), ("start", of.start))
+            ),
+        )
+        for i, of in enumerate(answers)
+    ]
+    panel = Panel(
+        judge, constitution, work.seed, lambda asked, _: work.pool.open(asked, "rl.judge", bill)
+    )
+    found = (await panel.judge_pairs(pairs, progress)).comparisons
+    credit = {"A": 1.0, "B": 0.0, "tie": 0.5}
+    won = [(credit[c.outcome], c.prompt_id) for c in found if c.outcome != "unscored"]
+    return JudgeCheck(
+        judge=str(config.judge),
+        win_rate=clustered_share([w for w, _ in won], [i for _, i in won], work.seed)
+        if won
+        else None,
+        comparisons=len(found),
+        unscored=len(found) - len(won),
+    )
 
 
 def _train_prompts(work: Workspace) -> list[Prompt]:
@@ -117,6 +200,10 @@ def _fit(
             on_trace,
             say,
         )
+    write_jsonl(
+        out / "answers.jsonl",
+        [Answered(prompt=p, start=before, trained=after) for p, before, after in result.answers],
+    )
     return RLSection(
         algorithm=config.algorithm,
         base=identity,

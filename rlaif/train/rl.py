@@ -71,6 +71,8 @@ class RLResult:
     end: Measure
     """Of the trained policy, on the prompts of `start`."""
     trace: list[Measure]
+    answers: list[tuple[Prompt, str, str]]
+    """Each answer that `start` is measured on, with its prompt and the trained policy's answer."""
 
 
 @gives_memory_back
@@ -135,7 +137,8 @@ def train_rl(
     check_finite(model)
     on_log("measuring the trained policy")
     set_seed(seed)
-    end = reader.read(len(reader.trace) + 1, reader.draw())
+    last = reader.draw()
+    end = reader.read(len(reader.trace) + 1, last)
     model.generation_config = own_generation
     save_model(model, adapted, tokenizer, out)
     return RLResult(
@@ -148,6 +151,10 @@ def train_rl(
         start=start,
         end=end,
         trace=reader.trace,
+        answers=[
+            (kept[n], before, after)
+            for n, before, after in zip(first.prompts_N, first.texts_N, last.texts_N, strict=True)
+        ],
     )
 
 
