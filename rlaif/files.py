@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import difflib
 import errno
+import fcntl
+import glob
 import hashlib
 import json
 import os
@@ -136,29 +138,61 @@ def absent(path: Path) -> None:
 
 def write_bytes(path: Path, data: bytes) -> None:
     """As `write_text`, for bytes."""
+    with whole(path) as unfinished, disk_errors(path):
+        unfinished.write_bytes(data)
+
+
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """An empty file to write to, which takes the place of `path` when the block has ended without
+    an error; else the old one is left. What the block writes is for it to wrap in `disk_errors`."""
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(
-            dir=path.parent, prefix=f".{path.name}.", suffix=UNFINISHED
-        )
-        try:
-            with os.fdopen(handle, "wb") as f:
-                f.write(data)
-            Path(temporary).chmod(0o644)
-            Path(temporary).replace(path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=UNFINISHED)
+    unfinished = Path(name)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield unfinished
+        with disk_errors(path):
+            unfinished.chmod(0o644)
+            unfinished.replace(path)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise
+    finally:
+        os.close(handle)
 
 
 def sweep(directory: Path) -> None:
     """Removes what processes that were killed have left unfinished. Only for who holds the
     directory: another one's file would be torn from its hands."""
     for path in [*directory.rglob(f".*{UNFINISHED}")]:
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
+        _remove(path)
+
+
+def sweep_of(path: Path) -> None:
+    """As `sweep`, of one file or folder, in a directory that nobody holds: who is still writing it
+    holds a lock."""
+    for left in [*path.parent.glob(f".{glob.escape(path.name)}.*{UNFINISHED}")]:
+        try:
+            handle = os.open(left, os.O_RDONLY)
+        except FileNotFoundError:
+            # Whoever wrote it has finished meanwhile.
+            continue
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _remove(left)
+        except BlockingIOError:
+            continue
+        finally:
+            os.close(handle)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def write_jsonl(path: Path, records: Iterable[BaseModel]) -> None:
@@ -172,37 +206,62 @@ def jsonl(records: Iterable[BaseModel]) -> str:
 
 
 @contextlib.contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """An empty folder to write to, which takes the place of `path` when the block has ended without
+    an error; else the old one is left."""
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(
+            tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=UNFINISHED)
+        )
+        handle = os.open(temporary, os.O_RDONLY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            new = temporary / "new"
+            new.mkdir()
+            yield new
+            if path.exists():
+                path.rename(temporary / "old")
+            new.rename(path)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+            os.close(handle)
+
+
+@contextlib.contextmanager
 def jsonl_writer(
     path: Path, replacing: Callable[[Path], None] | None = None
 ) -> Iterator[Callable[[BaseModel], None]]:
     """Takes the records of a file one by one. The file is there, whole, when the block has ended
     without an error; else the old one is left. `replacing` is called with the whole new file
     before it takes the old one's place."""
-    with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(
-            dir=path.parent, prefix=f".{path.name}.", suffix=UNFINISHED
-        )
-        file = os.fdopen(handle, "w", encoding="utf-8", newline="\n")
+    with line_writer(path, replacing) as write:
+        yield lambda record: write(canonical(record.model_dump(mode="json")))
 
-    def write(record: BaseModel) -> None:
-        with disk_errors(path):
-            file.write(canonical(record.model_dump(mode="json")) + "\n")
 
-    try:
-        yield write
+@contextlib.contextmanager
+def line_writer(
+    path: Path, replacing: Callable[[Path], None] | None = None
+) -> Iterator[Callable[[str], None]]:
+    """As `jsonl_writer`, for lines without their ends."""
+    with whole(path) as unfinished:
         with disk_errors(path):
-            file.close()
-        if replacing is not None:
-            replacing(Path(temporary))
-        with disk_errors(path):
-            Path(temporary).chmod(0o644)
-            Path(temporary).replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            file.close()
-        Path(temporary).unlink(missing_ok=True)
-        raise
+            file = unfinished.open("w", encoding="utf-8", newline="\n")
+
+        def write(line: str) -> None:
+            with disk_errors(path):
+                file.write(line + "\n")
+
+        try:
+            yield write
+            with disk_errors(path):
+                file.close()
+            if replacing is not None:
+                replacing(unfinished)
+        finally:
+            # A second close after one that failed says nothing new.
+            with contextlib.suppress(OSError):
+                file.close()
 
 
 def read_jsonl(path: Path, model: type[M]) -> list[M]:

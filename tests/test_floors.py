@@ -13,7 +13,7 @@ FLOORS = (
     ("files", "yamlfile"),
     ("constitution", "templates", "datasets", "gold", "callstore", "config"),
     ("models",),
-    ("sample", "revise", "judge", "preferences", "train"),
+    ("sample", "revise", "judge", "preferences", "train", "rows"),
     ("evaluate", "workspace"),
     ("stages",),
     ("recipe",),

@@ -23,6 +23,7 @@ from transformers import (
 from rlaif.errors import SetupError, TrainingDiverged
 from rlaif.train import rl, rl_answers
 from rlaif.train.api import score_reward, train_reward_model
+from rlaif.train.ensemble import HEADS
 from rlaif.train.rl import RLResult, train_rl
 from rlaif.train.rl_settings import Measure, RLSettings, distinct, measure, repetition
 from rlaif.train.settings import RewardSettings
@@ -300,7 +301,8 @@ def test_an_ensemble_rewards_with_its_members_normalised_and_made_one(
     both = Path(head_changed(likes_a, tmp_path / "both", 1.0))
     weight_1H = load_file(both / "model.safetensors")["score.weight"]
     other_1H = torch.randn(weight_1H.shape, generator=torch.Generator().manual_seed(0))
-    save_file({"weight": torch.cat([weight_1H, other_1H])}, both / "heads.safetensors")
+    (both / HEADS).parent.mkdir()
+    save_file({"weight": torch.cat([weight_1H, other_1H])}, both / HEADS)
     raw: list[Any] = []
     scores = rl_answers.Grader._raw
 

@@ -12,7 +12,7 @@ import typer
 import typer.core
 
 from rlaif import __version__
-from rlaif.cli import calls, constitution, plan, store
+from rlaif.cli import calls, constitution, plan, scoring, store
 from rlaif.cli.options import MaxCalls, MaxMinutes, MaxUsd, PriceFile
 from rlaif.cli.stopping import stoppable
 from rlaif.errors import RlaifError, SetupError
@@ -206,6 +206,8 @@ def overoptimize(
 app.add_typer(constitution.app)
 app.add_typer(store.app)
 app.command("calls")(calls.calls)
+app.command("score")(scoring.score)
+app.command("best-of-n")(scoring.best_of_n)
 plan.register(app)
 
 

@@ -15,9 +15,11 @@ from rlaif.progress import say
 
 
 @contextmanager
-def stoppable() -> Iterator[None]:
-    """Ends a task that is stopped, by hand or by SIGTERM (exit code 130) or by a budget, with the
-    command that goes on."""
+def stoppable(
+    left: str = "every answer so far is stored, this goes on",
+) -> Iterator[None]:
+    """Ends a task that is stopped, by hand or by SIGTERM (exit code 130) or by a budget, with what
+    is left and the command that goes on."""
     # What a scheduler sends before it kills: the task ends as if Ctrl-C had been pressed.
     before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
@@ -27,7 +29,7 @@ def stoppable() -> Iterator[None]:
         raise typer.Exit(e.exit_code) from None
     except KeyboardInterrupt:
         # Caught here because typer would end in silence.
-        told = f"rlaif: stopped; every answer so far is stored, this goes on: {command()}"
+        told = f"rlaif: stopped; {left}: {command()}"
         say(told, "stopped")
         raise typer.Exit(130) from None
     finally:

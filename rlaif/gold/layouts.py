@@ -172,7 +172,7 @@ def _hh_transcripts(row: Row) -> Pair:
 
 
 def _pairs(row: Row) -> Pair:
-    context = _context(row)
+    context = context_of(row)
     sides = (_side(row, "chosen", context), _side(row, "rejected", context))
     pair = _pair(*sides, _by_scores(row))
     given = row.get("prompt")
@@ -208,7 +208,7 @@ def _labelled(row: Row) -> Pair:
     verdict = _field(row, *LABEL)
     if verdict is None:
         raise NoPair("no verdict")
-    context = _context(row)
+    context = context_of(row)
     first, second = (_side(row, _given(row, *names), context) for names in (FIRST, SECOND))
     return _pair(first, second, verdict)
 
@@ -352,7 +352,8 @@ def _pair(first: list[Message], second: list[Message], p_gold: float) -> Pair:
     return Pair(first[:-1], first[-1].content, second[-1].content, p_gold)
 
 
-def _context(row: Row) -> list[Message]:
+def context_of(row: Row) -> list[Message]:
+    """The prompt of a row, empty where it has none. Raises ValueError."""
     field = next((f for f in CONTEXT if f in row), None)
     if field is None:
         return []
@@ -368,10 +369,16 @@ def _context(row: Row) -> list[Message]:
 def _side(row: Row, field: str, context: list[Message]) -> list[Message]:
     """The whole conversation of one side, which ends with its response."""
     value = _field(row, field)
+    if isinstance(value, str) and row.keys().isdisjoint(CONTEXT):
+        raise ValueError(f"the row has no field {'|'.join(CONTEXT)!r}")
+    return answered(value, field, context)
+
+
+def answered(value: Any, field: str, context: list[Message]) -> list[Message]:
+    """The conversation that ends with the response `value`: a text, a message or messages, with or
+    without the prompt before them. Raises ValueError, and NoPair where that is another prompt."""
     if isinstance(value, str):
-        if row.keys().isdisjoint(CONTEXT):
-            raise ValueError(f"the row has no field {'|'.join(CONTEXT)!r}")
-        return [*context, Message(role="assistant", content=_text(row, field))]
+        return [*context, Message(role="assistant", content=_checked(value, field))]
     messages = [_message(m, field) for m in (value if isinstance(value, list) else [value])]
     if not messages or messages[-1].role != "assistant":
         raise ValueError(f"{field}: the last message must be the assistant's")

@@ -7,7 +7,7 @@ import gzip
 import hashlib
 import json
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -56,9 +56,9 @@ def shown(value: Any) -> str:
 
 
 def _local(name: str) -> Source:
-    folder, _, split = name.rpartition("@")
-    if folder and (path := _existing(folder)) and path.is_dir() and not _existing(name):
-        return _datasets(path, None, split, folder)
+    path, split = folder_and_split(name)
+    if split:
+        return _datasets(path, None, split, name.rpartition("@")[0])
     path = _place(name)
     if path.is_dir():
         return _datasets(path, None, "", name)
@@ -77,6 +77,14 @@ def _local(name: str) -> Source:
         rows, by_line = _json_rows(name, _text_of(name, data, suffix), lines=".jsonl" in suffix)
     sha256 = hashlib.sha256(data).hexdigest()
     return Source(path.name.removesuffix(suffix), name, sha256, rows, by_line)
+
+
+def folder_and_split(name: str) -> tuple[Path, str]:
+    """What FOLDER@SPLIT names; without a folder of that name the whole is a path."""
+    folder, _, split = name.rpartition("@")
+    if folder and (path := _existing(folder)) and path.is_dir() and not _existing(name):
+        return path, split
+    return Path(name), ""
 
 
 def _existing(name: str) -> Path | None:
@@ -157,6 +165,12 @@ def _json_rows(name: str, text: str, *, lines: bool) -> tuple[Rows, bool]:
 
 
 def _hub(name: str) -> Source:
+    address, config, split = hub_address(name)
+    return _datasets(address, config, split, _told(address, config))
+
+
+def hub_address(name: str) -> tuple[str, str | None, str]:
+    """ORG/NAME, the config and the split of hub:ORG/NAME/CONFIG@SPLIT. Raises SetupError."""
     address, _, split = name.removeprefix("hub:").partition("@")
     owner, _, rest = address.partition("/")
     dataset, _, config = rest.partition("/")
@@ -164,11 +178,22 @@ def _hub(name: str) -> Source:
         raise SetupError(
             "names no dataset", file=name, fix="write hub:ORG/NAME, hub:ORG/NAME@SPLIT"
         )
-    return _datasets(f"{owner}/{dataset}", config or None, split, f"hub:{address}")
+    return f"{owner}/{dataset}", config or None, split
 
 
-def _datasets(place: str | Path, config: str | None, split: str, shown: str) -> Source:
-    """Rows of a folder (a Path) or of a dataset on the hub (a str)."""
+def _told(address: str, config: str | None) -> str:
+    return f"hub:{address}" + (f"/{config}" if config else "")
+
+
+def open_dataset(
+    place: str | Path,
+    config: str | None,
+    split: str,
+    shown: str,
+    default: Callable[[Sequence[str]], str],
+) -> tuple[Any, str]:
+    """A `datasets.Dataset`, whose rows stay on the disk, and its split: of a folder (a Path) or of
+    a dataset on the hub (a str). `default` chooses where no split is named. Raises SetupError."""
     # Slow to import, and needed for these sets alone.
     import datasets
 
@@ -176,13 +201,14 @@ def _datasets(place: str | Path, config: str | None, split: str, shown: str) -> 
         if isinstance(place, Path) and any((place / f).is_file() for f in SAVED):
             saved = datasets.load_from_disk(str(place))
             splits = saved if isinstance(saved, datasets.DatasetDict) else {"": saved}
-            split = split or _default_split(list(splits))
+            split = split or default(list(splits))
             if split not in splits:
                 raise ValueError(f"no split {split!r}, it has {', '.join(splits) or 'none'}")
-            rows = splits[split].to_list()
-        else:
-            split = split or _default_split(datasets.get_dataset_split_names(str(place), config))
-            rows = datasets.load_dataset(str(place), config, split=split).to_list()
+            return splits[split], split
+        split = split or default(datasets.get_dataset_split_names(str(place), config))
+        return datasets.load_dataset(str(place), config, split=split), split
+    except SetupError:
+        raise
     except Exception as e:
         # The loader raises whatever its parts raise: no network, no such name, a broken file.
         raise SetupError(
@@ -191,6 +217,11 @@ def _datasets(place: str | Path, config: str | None, split: str, shown: str) -> 
             fix="check the name, the network and the split (…@SPLIT); "
             "a hub dataset with configs is named hub:ORG/NAME/CONFIG",
         ) from e
+
+
+def _datasets(place: str | Path, config: str | None, split: str, shown: str) -> Source:
+    found, split = open_dataset(place, config, split, shown, _default_split)
+    rows = found.to_list()
     sha256 = hashlib.sha256()
     for row in rows:
         sha256.update(json.dumps(row, sort_keys=True, default=str).encode() + b"\n")

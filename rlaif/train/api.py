@@ -35,7 +35,15 @@ from rlaif.train.groups import (
     fitting,
     one_vote,
 )
-from rlaif.train.loading import device, load_causal, load_reward, load_tokenizer, pad_id, quiet
+from rlaif.train.loading import (
+    device,
+    load_causal,
+    load_reward,
+    load_tokenizer,
+    pad_apart,
+    pad_id,
+    quiet,
+)
 from rlaif.train.lora import Adapted
 from rlaif.train.loss import LIKELIHOOD, dpo_objective, reward_objective
 from rlaif.train.saving import check_target, written_whole
@@ -104,6 +112,7 @@ def train_reward_model(
     """
     check_target(out)
     tokenizer = load_tokenizer(base)
+    pad_apart(tokenizer)
     encoded = _encoded(tokenizer, groups, settings, as_drawn=False)
     if settings.members > 1 and settings.lora is None:
         drawn_groups = [drawn(group, settings.members, seed) for group in encoded.groups]
@@ -151,7 +160,7 @@ def _train_member(
         widen(model, settings.members)
     model, adapted = _trainable(model, settings)
     scorer = RewardScorer(model)
-    packed = _packs(scorer, encoded.groups, pad_id(tokenizer), on_log)
+    packed = packs(scorer, encoded.groups, pad_id(tokenizer), on_log)
     objective = reward_objective(settings)
     result = fit(
         scorer, objective, encoded, tokenizer, settings, seed, packed, out, on_step, on_log, began
@@ -190,7 +199,7 @@ def train_dpo(
         reference=settings.reference,
         length_normalised=settings.length_normalised,
     )
-    packed = _packs(scorer, encoded.groups, pad_id(tokenizer), on_log)
+    packed = packs(scorer, encoded.groups, pad_id(tokenizer), on_log)
     if settings.reference and references is None:
         responses = sum(len(group.response_ids) for group in encoded.groups)
         on_log(f"scoring {responses} responses under the start policy")
@@ -228,7 +237,7 @@ def train_sft(
         on_log(f"{encoded.dropped_responses} examples are empty or too long and are left out")
     model, adapted = _trainable(load_policy(base), settings)
     scorer = LikelihoodScorer(model)
-    packed = _packs(scorer, encoded.groups, pad_id(tokenizer), on_log)
+    packed = packs(scorer, encoded.groups, pad_id(tokenizer), on_log)
     result = fit(
         scorer, LIKELIHOOD, encoded, tokenizer, settings, seed, packed, out, on_step, on_log, began
     )
@@ -415,15 +424,17 @@ def load_policy(name: str) -> PreTrainedModel:
     return model
 
 
-def _packs(
+def packs(
     score: Callable[[Batch], torch.Tensor],
     groups: Sequence[EncodedGroup],
     pad_token_id: int,
     on_log: OnLog,
+    on: torch.device | None = None,
 ) -> bool:
-    """Whether packing leaves the scores as they are; says so if it does not."""
+    """Whether packing leaves the scores as they are; says so if it does not. `on`: where the model
+    is; None: on `device()`."""
     try:
-        error = packing_error(score, groups, pad_token_id, device())
+        error = packing_error(score, groups, pad_token_id, on or device())
     except torch.OutOfMemoryError:
         raise
     except (TypeError, ValueError, RuntimeError, IndexError) as e:
@@ -460,7 +471,7 @@ def _score_items(
     if groups:
         # Only speed depends on it here, and training has said so already. One response a prompt
         # leaves nothing to share.
-        packed = any(len(group.response_ids) > 1 for group in groups) and _packs(
+        packed = any(len(group.response_ids) > 1 for group in groups) and packs(
             score, groups, pad_id(tokenizer), on_log=lambda _: None
         )
         scores = score_groups(

@@ -75,7 +75,7 @@ def collate_step(
                 whole=collate([group], pad_token_id, packed=False),
                 parts=[
                     collate([piece], pad_token_id, packed=packed)
-                    for piece in _pieces(group, tokens_at_once, packed=packed)
+                    for piece in pieces(group, tokens_at_once, packed=packed)
                 ],
             )
             for group in large
@@ -148,8 +148,9 @@ def _tokens(group: EncodedGroup, *, packed: bool) -> int:
     return group.packed_length if packed else group.longest * len(group.response_ids)
 
 
-def _pieces(group: EncodedGroup, tokens_at_once: int, *, packed: bool) -> Iterator[EncodedGroup]:
-    """The group's responses in order, without their comparisons, as many to a piece as fit."""
+def pieces(group: EncodedGroup, tokens_at_once: int, *, packed: bool) -> Iterator[EncodedGroup]:
+    """The group's responses in order, without their comparisons, as many to a piece as fit into
+    `tokens_at_once` with the prompt; one response at least."""
     ks: list[int] = []
     for k in range(len(group.response_ids)):
         if ks and _tokens(_some(group, [*ks, k]), packed=packed) > tokens_at_once:

@@ -1,7 +1,7 @@
 """Several reward models in one folder: heads on one body, or adapters on one base.
 
 A folder is always a plain classifier with one label, the ensemble's first member. The others stand
-beside it: heads in `heads.safetensors`, adapters in `members/1`, `members/2` and so on.
+beside it: heads in `members/heads.safetensors`, adapters in `members/1`, `members/2` and so on.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from transformers import PreTrainedModel
 
 from rlaif.train.loading import load_reward
 
-HEADS = "heads.safetensors"
 MEMBERS = "members"
+HEADS = f"{MEMBERS}/heads.safetensors"
+"""Not beside the model's own weights: vLLM loads every safetensors file that lies there."""
 
 
 def widen(model: PreTrainedModel, members: int) -> None:
@@ -35,6 +36,7 @@ def widen(model: PreTrainedModel, members: int) -> None:
 def save_heads(model: PreTrainedModel, folder: Path) -> None:
     """Writes all heads, and leaves the model with its first one, as a plain model."""
     weight_MH = model.score.weight.detach().contiguous()  # type: ignore[union-attr, operator]
+    (folder / HEADS).parent.mkdir()
     save_file({"weight": weight_MH.cpu()}, folder / HEADS)
     first = nn.Linear(weight_MH.shape[1], 1, bias=False).to(weight_MH)
     with torch.no_grad():
@@ -46,6 +48,14 @@ def adapter_folders(folder: str) -> list[Path]:
     """The members of a reward model's folder that are adapters, without its first."""
     found = (Path(folder) / MEMBERS).glob("*/adapter_config.json")
     return sorted((path.parent for path in found), key=lambda path: int(path.name))
+
+
+def load_members(folder: str, pad_token_id: int) -> list[PreTrainedModel]:
+    """All members, in order: one model with all heads, or one model for each member."""
+    return [
+        load_heads(folder, pad_token_id),
+        *(load_adapters(member, pad_token_id) for member in adapter_folders(folder)),
+    ]
 
 
 def load_heads(folder: str, pad_token_id: int) -> PreTrainedModel:

@@ -73,6 +73,19 @@ def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
     return number
 
 
+def pad_apart(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Where a conversation ends with the padding token, pads with the begin token instead.
+
+    transformers and TRL read a score at the last token that is not padding, vLLM at the last token:
+    now these are the same. A tokenizer without a begin token is left as it is.
+    """
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    text = str(tokenizer.apply_chat_template(turns, tokenize=False))
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    if ids[-1] == pad_id(tokenizer) and tokenizer.bos_token_id not in (None, ids[-1]):
+        tokenizer.pad_token = tokenizer.bos_token
+
+
 def load_causal(name: str) -> PreTrainedModel:
     """A causal language model in float32, in evaluation mode, on `device()`.
 
@@ -107,6 +120,8 @@ def load_reward(name: str, pad_token_id: int, *, new_head: bool) -> PreTrainedMo
             fix="name a directory that train-rm wrote",
         )
     model.config.get_text_config().pad_token_id = pad_token_id
+    # Without it `pipeline` and vLLM put a sigmoid on the score, which is in nats.
+    model.config.problem_type = "regression"
     return model
 
 

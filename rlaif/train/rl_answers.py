@@ -13,7 +13,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from rlaif.errors import SetupError, TrainingDiverged
 from rlaif.train.api import in_precision
 from rlaif.train.collate import Batch
-from rlaif.train.ensemble import adapter_folders, load_adapters, load_heads
+from rlaif.train.ensemble import load_members
 from rlaif.train.groups import EncodedGroup, encode
 from rlaif.train.loading import device, load_tokenizer, pad_id, quiet
 from rlaif.train.rl_settings import Measure, RLSettings, measure
@@ -42,9 +42,7 @@ class Grader:
     def __init__(self, name: str, how: How = "mean") -> None:
         self._name, self._how = name, how
         self._tokenizer = load_tokenizer(name)
-        pad = pad_id(self._tokenizer)
-        models = [load_heads(name, pad), *(load_adapters(f, pad) for f in adapter_folders(name))]
-        self._members = [RewardScorer(model) for model in models]
+        self._members = [RewardScorer(m) for m in load_members(name, pad_id(self._tokenizer))]
         self.scale: RewardScale
         """Of each member; `normalise` sets it."""
         self._zero, self._unit = 0.0, 1.0

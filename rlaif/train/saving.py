@@ -5,13 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from rlaif.errors import SetupError
-from rlaif.files import UNFINISHED, disk_errors
+from rlaif.files import whole_folder
 
 
 def check_target(out: Path) -> None:
@@ -38,20 +36,8 @@ def written_whole(out: Path) -> Iterator[Path]:
     or `out` is somebody else's (see `check_target`).
     """
     check_target(out)
-    with disk_errors(out), _with_number():
-        out.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(
-            tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.", suffix=UNFINISHED)
-        )
-        try:
-            new = temporary / "new"
-            new.mkdir()
-            yield new
-            if out.exists():
-                out.rename(temporary / "old")
-            new.rename(out)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+    with whole_folder(out) as new, _with_number():
+        yield new
 
 
 @contextlib.contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -37,6 +37,39 @@ class RewardScale(Record):
         members can be compared and a KL coefficient means the same for every reward model."""
         raw_NM = np.asarray(raw_NM, dtype=np.float64)
         return np.asarray((raw_NM - np.array(self.mean)) / np.array(self.std))
+
+
+def p_preferred(difference_NM: npt.ArrayLike, temperature: float = 1.0) -> Array:
+    """Bradley-Terry's sigmoid of the members' mean difference of raw scores (..., M) -> (...)."""
+    logit_N = np.asarray(difference_NM, dtype=np.float64).mean(axis=-1) / temperature
+    return np.asarray((1.0 + np.tanh(logit_N / 2.0)) / 2.0)
+
+
+class Score(NamedTuple):
+    """What a reward model says of one response."""
+
+    score: float
+    """`combined` of `members_M`."""
+    members_M: tuple[float, ...]
+    """Normalised by the model's `RewardScale`: 0 is the mean of the start policy's own responses, 1
+    their standard deviation. Raw where there is no scale."""
+    raw_M: tuple[float, ...]
+    """In nats, as the plain model gives them."""
+
+
+class Best(NamedTuple):
+    """The response that a reward model likes best."""
+
+    chosen: int | None
+    """The first of those with the highest score; None: none of the responses has one."""
+    scores_K: list[Score | None]
+
+
+def best(scores_K: list[Score | None]) -> Best:
+    """The best of K scores."""
+    known = [(k, score.score) for k, score in enumerate(scores_K) if score is not None]
+    # max takes the first of equals.
+    return Best(max(known, key=lambda one: one[1])[0] if known else None, scores_K)
 
 
 def scale_of(scores_NM: npt.ArrayLike, temperature: float) -> RewardScale:
