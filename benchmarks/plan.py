@@ -17,6 +17,7 @@ import tempfile
 from pathlib import Path
 
 from rlaif.callstore import CallStore
+from rlaif.models.gate import Gate
 from rlaif.models.prices import Prices
 from rlaif.plan.estimate import estimate
 from rlaif.plan.figures import Figure
@@ -31,7 +32,7 @@ def measure(
 ) -> None:
     with tempfile.TemporaryDirectory() as folder:
         config, out = load_run(recipe, overrides, Path(folder) / "run")
-        run_pilot(config, out, pilot)
+        run_pilot(config, out, pilot, Gate.of(None, None, None, None))
         plan = estimate(config, out, prices, [])
         with CallStore(out / "calls.sqlite") as store:
             before = len(store)
