@@ -14,13 +14,14 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+import time
 from pathlib import Path
 
 from rlaif.callstore import CallStore
 from rlaif.models.gate import Gate
 from rlaif.models.prices import Prices
 from rlaif.plan.estimate import estimate
-from rlaif.plan.figures import Figure
+from rlaif.plan.figures import Figure, total
 from rlaif.plan.pilot import run_pilot
 from rlaif.recipe import execute, load_run
 
@@ -36,7 +37,9 @@ def measure(
         plan = estimate(config, out, prices, [])
         with CallStore(out / "calls.sqlite") as store:
             before = len(store)
+        began = time.monotonic()
         execute(config, out, stages, reconfigure=False)
+        wall_s = time.monotonic() - began
         with CallStore(out / "calls.sqlite") as store:
             asked = len(store) - before
         cost = json.loads((out / "parts" / "cost.json").read_text(encoding="utf-8"))["value"]
@@ -47,6 +50,8 @@ def measure(
         taken = cost[planned.stage]
         _row(planned.stage, "calls", planned.calls, taken["calls_made"])
         _row(planned.stage, "seconds", planned.seconds, taken["seconds"])
+    asking = [planned.seconds for planned in plan.stages if planned.stage in stages]
+    _row("all", "seconds", total([s for s in asking if s is not None]), wall_s)
 
 
 def _row(stage: str, what: str, planned: Figure | None, taken: float) -> None:

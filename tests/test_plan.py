@@ -420,7 +420,12 @@ def test_time_is_between_side_by_side_and_as_fast_as_it_was() -> None:
     # Eight more at once take 2 s if they do not hinder each other, 4 s at two a second.
     # (And a millisecond of our own for each.)
     quick = Told(calls, calls, "").seconds(8, 8)
-    assert quick == pytest.approx((2 / 1.25, 8**0.5, 4 * 1.25), rel=0.01)
+    # Four are a quarter of two windows of eight: more of the way to the rate that was seen.
+    assert quick == pytest.approx((2 / 1.25, 2 * 2**0.625, 4 * 1.25), rel=0.01)
+    # Two windows of calls, at no more than two a second: that is the machine's rate.
+    filling = [call._replace(answered=102.0 + 2 * i) for i in range(4) for call in calls]
+    filled = Told(filling, filling, "").seconds(8, 8)
+    assert filled == pytest.approx((2 / 1.25, 4, 4 * 1.25), rel=0.01)
     # Two at a time, each still 2 s: 8 s. As quick as then is no slower than that.
     slow = Told(calls, calls, "").seconds(8, 2)
     assert slow == pytest.approx((4 / 1.25, 32**0.5, 8 * 1.25), rel=0.01)

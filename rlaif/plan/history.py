@@ -122,7 +122,9 @@ class Told(NamedTuple):
         """Wall time of so many calls; None where nothing tells.
 
         At best they run side by side as many as may be in flight, each as quick as those seen; at
-        worst the machine gives no more answers a second than it gave then.
+        worst the machine gives no more answers a second than it gave then. Which of the two, those
+        seen tell the better the more of them there were: a few never filled the machine, two
+        windows of them did, and then it gives what it gave.
         """
         seen = self.calls
         if not seen or not calls:
@@ -134,7 +136,10 @@ class Told(NamedTuple):
         low, high = sorted((side_by_side, as_then))
         low = max(low, alone)
         high = max(high, low)
-        asking = Figure(low / 1.25, (low * high) ** 0.5, high * 1.25)
+        filled = min(1.0, len(seen) / (2 * concurrency))
+        toward_high = (1 + filled) / 2 if as_then >= side_by_side else 0.5
+        point = low * (high / low) ** toward_high
+        asking = Figure(low / 1.25, point, high * 1.25)
         return asking + OWN_S.times(exactly(calls))
 
 
