@@ -102,13 +102,13 @@ def _fit(
     seed: int,
 ) -> BaseModel:
     # torch is imported when there is something to train, not when a config is read.
-    from rlaif.train import api
+    from rlaif.train import scoring, training
 
     with interruptible(), Steps("sft training", "steps") as on_step:
-        result = api.train_sft(start.weights, train, config, seed, out, on_step, say)
+        result = training.train_sft(start.weights, train, config, seed, out, on_step, say)
     with interruptible(), Steps("sft scoring", "examples") as on_step:
         before, after = (
-            api.sft_loss(model, test, config.max_length, on_step)
+            scoring.sft_loss(model, test, config.max_length, on_step)
             for model in (start.weights, str(out))
         )
     both = [

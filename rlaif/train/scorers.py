@@ -198,6 +198,31 @@ def packing_error(
     return float((packed_K - unpacked_K).abs().max() / unpacked_K.abs().max())
 
 
+def packs(
+    score: Callable[[Batch], torch.Tensor],
+    groups: Sequence[EncodedGroup],
+    pad_token_id: int,
+    device: torch.device,
+    on_log: Callable[[str], None],
+) -> bool:
+    """Whether packing leaves the scores as they are; says so if it does not."""
+    try:
+        error = packing_error(score, groups, pad_token_id, device)
+    except torch.OutOfMemoryError:
+        raise
+    except (TypeError, ValueError, RuntimeError, IndexError) as e:
+        cause = (str(e).strip() or type(e).__name__).splitlines()[0]
+        on_log(f"this model takes no packed groups ({cause}); training one response a row")
+        return False
+    if error <= PACKING_TOLERANCE:
+        return True
+    on_log(
+        f"packing changes this model's scores by {error:.1e} of the largest; training one response "
+        "a row"
+    )
+    return False
+
+
 def on_device(batch: Batch, device: torch.device) -> Batch:
     return Batch(**{name: tensor.to(device) for name, tensor in batch.items()})  # type: ignore
 
