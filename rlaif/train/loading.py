@@ -21,6 +21,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from rlaif.errors import SetupError
+from rlaif.train.memory import free_on_host
 from rlaif.train.settings import Precision
 
 HEAD = "score.weight"
@@ -32,6 +33,14 @@ T = TypeVar("T")
 def device() -> torch.device:
     """The accelerator if there is one, else the CPU."""
     return torch.accelerator.current_accelerator() or torch.device("cpu")
+
+
+def free_memory() -> float:
+    """Bytes that are free where models are trained."""
+    if not torch.accelerator.is_available():
+        return free_on_host()
+    free: int = torch.get_device_module(device()).mem_get_info()[0]
+    return free
 
 
 def in_precision(dtype: Precision) -> torch.autocast:

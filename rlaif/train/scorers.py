@@ -16,11 +16,10 @@ from rlaif.errors import SetupError
 from rlaif.train.collate import Batch, collate, in_parts
 from rlaif.train.groups import EncodedGroup
 from rlaif.train.loss import tokens_of_each
+from rlaif.train.memory import LOGITS_AT_ONCE
 
 TOKENS_AT_ONCE = 4096
 """Padded tokens scored in one batch without gradients."""
-LOGITS_AT_ONCE = 2**26
-"""Logits held at once, in float32 a quarter of a GiB."""
 PACKING_TOLERANCE = 1e-3
 """Relative to the largest score."""
 

@@ -15,6 +15,7 @@ from rlaif.train.fitting import OnLog, OnStep, TrainResult, fit
 from rlaif.train.groups import EncodedGroups, drawn, encode_examples, encode_groups, one_vote
 from rlaif.train.loading import (
     device,
+    free_memory,
     gives_memory_back,
     in_precision,
     load_reward,
@@ -24,6 +25,7 @@ from rlaif.train.loading import (
 )
 from rlaif.train.lora import Adapted
 from rlaif.train.loss import LIKELIHOOD, dpo_objective, reward_objective
+from rlaif.train.memory import Work, check
 from rlaif.train.saving import check_target, written_whole
 from rlaif.train.scorers import (
     DPOScorer,
@@ -69,6 +71,7 @@ def train_reward_model(
         drawn_groups = [drawn(group, settings.members, seed) for group in encoded.groups]
         encoded = dataclasses.replace(encoded, groups=drawn_groups)
     one_by_one = settings.members if settings.lora else 1
+    _check_memory(base, encoded, settings, on_log, reward=True, members=settings.members)
 
     def train(member: int) -> tuple[PreTrainedModel, Adapted | None, TrainResult]:
         def on_member_step(step: int, total: int, figures: Mapping[str, float]) -> None:
@@ -143,6 +146,7 @@ def train_dpo(
     set_seed(seed)
     tokenizer = load_tokenizer(base)
     encoded = _encoded(tokenizer, groups, settings, as_drawn=True, references=references)
+    _check_memory(base, encoded, settings, on_log, reward=False)
     model, adapted = _trainable(load_policy(base), settings)
     scorer = DPOScorer(
         model,
@@ -186,6 +190,7 @@ def train_sft(
     encoded = encode_examples(tokenizer, examples, settings.max_length)
     if encoded.dropped_responses:
         on_log(f"{encoded.dropped_responses} examples are empty or too long and are left out")
+    _check_memory(base, encoded, settings, on_log, reward=False)
     model, adapted = _trainable(load_policy(base), settings)
     scorer = LikelihoodScorer(model)
     packed = packs(scorer, encoded.groups, pad_id(tokenizer), device(), on_log)
@@ -194,6 +199,30 @@ def train_sft(
     )
     save_model(model, adapted, tokenizer, out)
     return result
+
+
+def _check_memory(
+    base: str,
+    encoded: EncodedGroups,
+    settings: TrainSettings,
+    on_log: OnLog,
+    *,
+    reward: bool,
+    members: int = 1,
+) -> None:
+    """Raises SetupError where the base cannot be trained in the memory that is free."""
+    longest = sorted((group.packed_length for group in encoded.groups), reverse=True)
+    single = max(group.longest for group in encoded.groups)
+    work = Work(
+        tokens=max(min(settings.tokens_at_once, sum(longest[: settings.batch_groups])), single),
+        width=max(min(settings.tokens_at_once, longest[0]), single),
+        longest=single,
+    )
+    told = check(
+        Path(base).expanduser(), settings, work, free_memory(), reward=reward, members=members
+    )
+    if told is not None:
+        on_log(f"memory may be short: {told}")
 
 
 def _encoded(
