@@ -35,6 +35,11 @@ def device() -> torch.device:
     return torch.accelerator.current_accelerator() or torch.device("cpu")
 
 
+def devices() -> int:
+    """How many accelerators there are; 1 where there is none."""
+    return max(torch.accelerator.device_count(), 1)
+
+
 def free_memory() -> float:
     """Bytes that are free where models are trained."""
     if not torch.accelerator.is_available():

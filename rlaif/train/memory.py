@@ -4,7 +4,7 @@ headers of its safetensors and the settings. Free of torch.
 Parameters, gradients and AdamW's moments are counted exactly. What a step holds for its backward
 pass is estimated for decoders of Llama's kind, and was within a tenth of what autograd kept; of
 others it is unknown and taken for nothing. The allocator takes more than is held: on a host up to
-1.9 times that (benchmarks/RESULTS.md); on accelerators it was not measured. So there are two
+2.4 times that (benchmarks/RESULTS.md); on accelerators it was not measured. So there are two
 figures, `least` and `most`: only the first refuses a training, the second warns.
 """
 
@@ -23,8 +23,10 @@ from rlaif.train.settings import LoraSettings, TrainSettings
 OFF = 0.1
 """What a step holds may be less than estimated by so much, as a share of the whole: a training is
 refused only where even that would be too much."""
-SLACK = 2.0
+SLACK = 2.5
 """Bytes taken from the machine for a byte that a step holds, at most: allocators keep pieces."""
+STATES_SLACK = 1.1
+"""The same for a byte of weights, gradients and moments."""
 LOGITS_AT_ONCE = 2**26
 """Logits held at once, in float32 a quarter of a GiB."""
 FLOATS = {"F64", "F32", "F16", "BF16"}
@@ -67,7 +69,7 @@ class Needs(NamedTuple):
 
     weights: int
     trained: int
-    """Gradients and AdamW's moments."""
+    """Gradients, the largest of them twice where it is added to another, and AdamW's moments."""
     step: float | None
     """Activations of the tokens computed at once; None: the architecture is not known."""
 
@@ -79,7 +81,7 @@ class Needs(NamedTuple):
     @property
     def most(self) -> float:
         """What is taken from the machine."""
-        return self.weights + self.trained + SLACK * (self.step or 0.0)
+        return STATES_SLACK * (self.weights + self.trained) + SLACK * (self.step or 0.0)
 
 
 def read_model(folder: Path) -> Model | None:
@@ -169,9 +171,10 @@ def needs(
 ) -> Needs:
     """What training the model so takes."""
     every, trained = parameters(model, settings.lora, reward=reward, members=members)
+    largest = 0 if settings.lora else max(map(math.prod, model.shapes.values()))
     return Needs(
         weights=FLOAT32 * every,
-        trained=(FLOAT32 + MOMENTS) * trained,
+        trained=(FLOAT32 + MOMENTS) * trained + FLOAT32 * largest,
         step=_step(model, settings, work, reward=reward),
     )
 

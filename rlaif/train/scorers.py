@@ -30,6 +30,8 @@ class Scorer(nn.Module, ABC):
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self.model = model
+        # What FSDP takes as the units to divide.
+        self._no_split_modules = model._no_split_modules
         # The score before a step and the reference must not differ by chance.
         for module in model.modules():
             if isinstance(module, nn.Dropout):

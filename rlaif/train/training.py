@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
@@ -13,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from rlaif.train.ensemble import MEMBERS, save_heads, widen
 from rlaif.train.fitting import OnLog, OnStep, TrainResult, fit
 from rlaif.train.groups import EncodedGroups, drawn, encode_examples, encode_groups, one_vote
+from rlaif.train.launching import launched
 from rlaif.train.loading import (
     device,
     free_memory,
@@ -26,6 +28,7 @@ from rlaif.train.loading import (
 from rlaif.train.lora import Adapted
 from rlaif.train.loss import LIKELIHOOD, dpo_objective, reward_objective
 from rlaif.train.memory import Work, check
+from rlaif.train.ranks import rank, world
 from rlaif.train.saving import check_target, written_whole
 from rlaif.train.scorers import (
     DPOScorer,
@@ -65,6 +68,8 @@ def train_reward_model(
     `out`, and TrainingDiverged for a loss that is not finite.
     """
     check_target(out)
+    if settings.launch is not None:
+        return launched(base, settings, seed, out, on_step, on_log, groups=groups)
     tokenizer = load_tokenizer(base)
     encoded = _encoded(tokenizer, groups, settings, as_drawn=False)
     if settings.members > 1 and settings.lora is None:
@@ -82,17 +87,19 @@ def train_reward_model(
         )
 
     model, adapted, result = train(0)
-    with quiet(), written_whole(out) as new:
-        if adapted is None and settings.members > 1:
-            save_heads(model, new)
-        _write(model, adapted, tokenizer, new)
+    with quiet(), _written(out) as new:
+        if new is not None:
+            if adapted is None and settings.members > 1:
+                save_heads(model, new)
+            _write(model, adapted, tokenizer, new)
         if adapted is not None:
             for member in range(1, one_by_one):
                 on_log(f"training member {member + 1} of {one_by_one}")
                 del model, adapted
                 model, adapted, more = train(member)
                 assert adapted is not None
-                adapted.save(new / MEMBERS / str(member))
+                if new is not None:
+                    adapted.save(new / MEMBERS / str(member))
                 result = dataclasses.replace(result, seconds=result.seconds + more.seconds)
     return result
 
@@ -143,6 +150,10 @@ def train_dpo(
     """
     began = time.monotonic()
     check_target(out)
+    if settings.launch is not None:
+        return launched(
+            base, settings, seed, out, on_step, on_log, groups=groups, references=references
+        )
     set_seed(seed)
     tokenizer = load_tokenizer(base)
     encoded = _encoded(tokenizer, groups, settings, as_drawn=True, references=references)
@@ -185,6 +196,8 @@ def train_sft(
     """
     began = time.monotonic()
     check_target(out)
+    if settings.launch is not None:
+        return launched(base, settings, seed, out, on_step, on_log, examples=examples)
     set_seed(seed)
     tokenizer = load_tokenizer(base)
     encoded = encode_examples(tokenizer, examples, settings.max_length)
@@ -210,7 +223,10 @@ def _check_memory(
     reward: bool,
     members: int = 1,
 ) -> None:
-    """Raises SetupError where the base cannot be trained in the memory that is free."""
+    """Raises SetupError where the base cannot be trained in the memory that is free. Of several
+    processes nothing is known."""
+    if world() > 1:
+        return
     longest = sorted((group.packed_length for group in encoded.groups), reverse=True)
     single = max(group.longest for group in encoded.groups)
     work = Work(
@@ -281,8 +297,19 @@ def save_model(
     tokenizer: PreTrainedTokenizerBase,
     out: Path,
 ) -> None:
-    with quiet(), written_whole(out) as new:
-        _write(model, adapted, tokenizer, new)
+    with quiet(), _written(out) as new:
+        if new is not None:
+            _write(model, adapted, tokenizer, new)
+
+
+@contextlib.contextmanager
+def _written(out: Path) -> Iterator[Path | None]:
+    """As `written_whole`, in the first process; None in the others, which write nothing."""
+    if rank() > 0:
+        yield None
+        return
+    with written_whole(out) as new:
+        yield new
 
 
 def _write(
