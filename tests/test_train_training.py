@@ -387,6 +387,13 @@ def test_a_reward_model_can_be_trained_further(tiny: str, tmp_path: Path) -> Non
     assert again.losses[0] < first.losses[0]
 
 
+def test_a_policy_whose_reference_is_known_is_trained_packed(tiny: str, tmp_path: Path) -> None:
+    references = response_logprobs(tiny, ITEMS, 1024, quiet_step)
+    out = tmp_path / "dpo"
+    # Whatever is said here would be that it does not pack.
+    train_dpo(tiny, GROUPS, DPO, 0, out, quiet_step, pytest.fail, references)
+
+
 def test_the_seconds_count_the_reference_too(
     tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

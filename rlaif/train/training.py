@@ -165,7 +165,9 @@ def train_dpo(
         reference=settings.reference,
         length_normalised=settings.length_normalised,
     )
-    packed = packs(scorer, encoded.groups, pad_id(tokenizer), device(), on_log)
+    # Not by the scores: less their reference they begin at zero and differ by rounding alone.
+    log_probs = functools.partial(response_log_probs, model)
+    packed = packs(log_probs, encoded.groups, pad_id(tokenizer), device(), on_log)
     if settings.reference and references is None:
         responses = sum(len(group.response_ids) for group in encoded.groups)
         on_log(f"scoring {responses} responses under the start policy")
