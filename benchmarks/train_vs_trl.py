@@ -88,8 +88,8 @@ def texts_of(model: str, groups: int, k: int) -> list[tuple[str, list[str]]]:
 
 
 def run_ours(arguments: argparse.Namespace, kind: str, k: int, folder: Path) -> dict[str, Any]:
-    from rlaif.train.api import train_dpo, train_reward_model
     from rlaif.train.settings import DPOSettings, RewardSettings
+    from rlaif.train.training import train_dpo, train_reward_model
     from rlaif.types import Message, PreferenceGroup, Prompt, WeightedComparison
 
     groups = [

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ValidationError
 from rlaif.errors import SetupError
 
 PACKAGE = Path(__file__).resolve().parent
-Kind = Literal["constitutions", "prompts", "prompts/sets", "prompts/gold", "recipes"]
+Kind = Literal["constitutions", "prompts", "prompts/sets", "prompts/gold", "recipes", "launch"]
 M = TypeVar("M", bound=BaseModel)
 UNFINISHED = ".unfinished"
 """How a file's or folder's name ends until it is whole and takes its own."""
@@ -39,8 +39,8 @@ UNUSABLE = (
 
 def packaged(kind: Kind) -> Path:
     """Folder of our own files of that kind: in the wheel, or beside the package in a checkout."""
-    if kind == "recipes":
-        return PACKAGE / "recipes"
+    if kind in ("recipes", "launch"):
+        return PACKAGE / kind
     installed = PACKAGE / "data" / kind
     return installed if installed.is_dir() else PACKAGE.parent / kind
 

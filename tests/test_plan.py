@@ -29,6 +29,7 @@ from rlaif.plan.table import lines
 from rlaif.recipe import RunConfig, execute, load_run
 from rlaif.train.counting import token_counter
 from rlaif.train.generate import TransformersModel
+from rlaif.train.memory import Work, needs, read_model
 from rlaif.types import ChatReply, Choice
 
 PRICE = Price(input=3.0, output=15.0)
@@ -476,3 +477,15 @@ def test_a_training_lasts_as_long_as_its_steps_did_in_a_run_from_the_same_weight
     plan = estimate(loaded(recipe), out, Prices.load(None), [other])
     # 8 train prompts in batches of 4: 2 steps of 3 s, and half or double.
     assert stage(plan, "train-rm").seconds == pytest.approx((3.0, 6.0, 12.0))
+
+
+def test_the_memory_of_a_training_is_told_once_its_weights_are_there(empty_place: Path) -> None:
+    recipe = written_run(empty_place, "model: fake/shorter", n=10)
+    config = loaded(recipe, "reward_model.tokens_at_once=100")
+    model = read_model(embedded.prepare("tiny-random", print))
+    assert model is not None
+    needed = needs(model, config.reward_model, Work(100, 100, 1024), reward=True)
+    plan = planned(config, empty_place / "out")
+    assert plan.memory["train-rm"] == needed.most
+    (told,) = [line for line in lines(plan) if line.startswith("memory at most: ")]
+    assert f"train-rm {needed.most / 1e6:.3g} MB, train-dpo " in told

@@ -10,15 +10,15 @@ from typing import Any
 import httpx
 import pytest
 from datasets import Dataset
-from test_train_api import GROUPS, quiet_step
+from test_train_training import GROUPS, quiet_step
 from transformers import AutoTokenizer, pipeline
 from trl import RewardConfig, RewardTrainer
 
 from rlaif.models.server import ServerConfig, VLLMServer
-from rlaif.train.api import train_reward_model
 from rlaif.train.reward_model import RewardModel
 from rlaif.train.settings import LoraSettings, RewardSettings
 from rlaif.train.tiny import make_tiny
+from rlaif.train.training import train_reward_model
 
 with warnings.catch_warnings():
     # Of TRL's own use of vLLM, which there is none of here.

@@ -7,15 +7,16 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
-from test_train_api import GROUPS, ITEMS, quiet_step
+from test_train_training import GROUPS, ITEMS, quiet_step
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from rlaif.train.api import score_members, score_reward, train_reward_model
 from rlaif.train.collate import Batch
 from rlaif.train.groups import EncodedGroup, drawn
 from rlaif.train.loss import PreferenceLoss
+from rlaif.train.scoring import score_members, score_reward
 from rlaif.train.settings import LoraSettings, RewardSettings
 from rlaif.train.tiny import make_tiny
+from rlaif.train.training import train_reward_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SETTINGS = RewardSettings(learning_rate=3e-3, epochs=3, batch_groups=4, members=3)

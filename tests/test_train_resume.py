@@ -12,9 +12,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from rlaif.errors import SetupError, TrainingDiverged
-from rlaif.train.api import TrainResult, score_reward, train_dpo, train_reward_model
+from rlaif.train.scoring import score_reward
 from rlaif.train.settings import DPOSettings, LoraSettings, RewardSettings, TrainSettings
 from rlaif.train.tiny import make_tiny
+from rlaif.train.training import TrainResult, train_dpo, train_reward_model
 from rlaif.types import Message, PreferenceGroup, Prompt, WeightedComparison
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -13,17 +13,18 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_train_api import GROUPS, ITEMS, quiet_step
+from test_train_training import GROUPS, ITEMS, quiet_step
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import rlaif
 from rlaif.errors import SetupError
 from rlaif.train import reward_model, scorers
-from rlaif.train.api import score_members, train_reward_model
 from rlaif.train.reward_model import RewardModel
 from rlaif.train.scale import RewardScale, Score, best, p_preferred, write_scale
+from rlaif.train.scoring import score_members
 from rlaif.train.settings import LoraSettings, RewardSettings
 from rlaif.train.tiny import make_tiny
+from rlaif.train.training import train_reward_model
 from rlaif.types import Message
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -225,7 +226,7 @@ def test_a_model_that_takes_no_packed_groups_is_asked_one_response_a_row(
         checked.append(len(groups))
         return 1.0
 
-    monkeypatch.setattr("rlaif.train.api.packing_error", error)
+    monkeypatch.setattr("rlaif.train.scorers.packing_error", error)
     found = raw(loaded(heads).score_many(ITEMS))
     assert len(checked) == 1
     np.testing.assert_allclose(found, expected, atol=1e-5)

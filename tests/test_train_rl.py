@@ -22,12 +22,13 @@ from transformers import (
 
 from rlaif.errors import SetupError, TrainingDiverged
 from rlaif.train import rl, rl_answers
-from rlaif.train.api import score_reward, train_reward_model
 from rlaif.train.ensemble import HEADS
 from rlaif.train.rl import RLResult, train_rl
 from rlaif.train.rl_settings import Measure, RLSettings, distinct, measure, repetition
+from rlaif.train.scoring import score_reward
 from rlaif.train.settings import RewardSettings
 from rlaif.train.tiny import make_tiny
+from rlaif.train.training import train_reward_model
 from rlaif.types import Message, PreferenceGroup, Prompt, WeightedComparison
 
 pytestmark = pytest.mark.usefixtures("one_thread")

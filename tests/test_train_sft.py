@@ -24,17 +24,18 @@ from rlaif.evaluate.schema import SFTSection
 from rlaif.files import write_jsonl
 from rlaif.stages import train_sft as stage
 from rlaif.stages.train_sft import SFTConfig
-from rlaif.train import api
-from rlaif.train.api import TrainResult, sft_loss, train_sft
+from rlaif.train import scoring, training
 from rlaif.train.collate import Batch, collate
 from rlaif.train.groups import encode_examples
 from rlaif.train.loading import load_causal, load_tokenizer
 from rlaif.train.loss import LIKELIHOOD
 from rlaif.train.scorers import LikelihoodScorer
+from rlaif.train.scoring import sft_loss
 from rlaif.train.settings import TrainSettings
 from rlaif.train.sft import SFTExample
 from rlaif.train.tiny import make_tiny
 from rlaif.train.trainer import GroupTrainer
+from rlaif.train.training import TrainResult, train_sft
 from rlaif.types import Message, Prompt, Response, Revision, RevisionChain
 from rlaif.workspace import Workspace
 
@@ -455,7 +456,7 @@ def test_a_second_run_trains_nothing_and_another_revision_trains_again(
     first = run_stage(tmp_path, base)
     before = weights(tmp_path / "sft")
     with monkeypatch.context() as patch:
-        patch.setattr(api, "train_sft", lambda *_: pytest.fail("trained"))
+        patch.setattr(training, "train_sft", lambda *_: pytest.fail("trained"))
         assert run_stage(tmp_path, base) == first
     assert "sft: already made from the same revisions and settings" in capsys.readouterr().err
     revised(tmp_path, [*CHAINS[1:], chain(0, "Another answer.")], test={8, 9})
@@ -474,7 +475,7 @@ def test_a_training_that_was_stopped_before_its_figures_is_done_again(
 
     revised(tmp_path, CHAINS, test={8, 9})
     with monkeypatch.context() as patch:
-        patch.setattr(api, "sft_loss", stopped)
+        patch.setattr(scoring, "sft_loss", stopped)
         with pytest.raises(KeyboardInterrupt):
             run_stage(tmp_path, f"vllm/{tiny}")
     assert (tmp_path / "sft" / "model.safetensors").is_file()

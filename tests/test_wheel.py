@@ -40,6 +40,7 @@ def test_the_wheel_carries_constitutions_prompts_and_recipes(wheel: Path) -> Non
         ("prompts", "*.j2", "rlaif/data/prompts"),
         ("prompts/sets", "*.jsonl", "rlaif/data/prompts/sets"),
         ("rlaif/recipes", "*.yaml", "rlaif/recipes"),
+        ("rlaif/launch", "*.yaml", "rlaif/launch"),
     ):
         ours = {f"{folder}/{p.name}" for p in (ROOT / kind).glob(pattern)}
         assert ours

@@ -15,7 +15,7 @@ from rlaif.plan.calls import Calls, Chance, Planned, Voice
 from rlaif.plan.figures import ZERO, Figure, exactly, mean_to_come, total
 from rlaif.plan.history import History, Shape, Told, characters, shape_of
 from rlaif.plan.stages import calls_of
-from rlaif.plan.training import training
+from rlaif.plan.training import memory, training
 from rlaif.recipe import RunConfig
 from rlaif.types import Message
 
@@ -64,6 +64,8 @@ class Plan(NamedTuple):
     measured: tuple[str, ...]
     unpriced: tuple[str, ...]
     """Models whose price is unknown."""
+    memory: Mapping[str, float]
+    """Bytes that each training stage takes at most, where that is known."""
 
 
 def estimate(
@@ -91,12 +93,15 @@ def estimate(
             if trained is not None:
                 of_stage.append(Estimate(stage, 0, ZERO, ZERO, ZERO, ZERO, ZERO, *trained))
             found.append(_sum(stage, stored, of_stage))
+    told = {stage: memory(stage, config, out) for stage in config.stages()}
+    memory_of = {stage: most for stage, most in told.items() if most is not None}
     return Plan(
         tuple(found),
         _sum("total", sum(e.stored for e in found), found),
         tuple(notes.assumed),
         tuple(notes.measured),
         tuple(notes.unpriced),
+        memory_of,
     )
 
 

@@ -25,6 +25,9 @@ def lines(plan: Plan) -> list[str]:
         for row in rows
     ]
     told.append("point (interval); time without the start of servers, retries and rate limits")
+    if plan.memory:
+        most = ", ".join(f"{stage} {_size(count)}" for stage, count in plan.memory.items())
+        told.append(f"memory at most: {most}")
     told += [f"measured: {note}" for note in plan.measured]
     told += [f"assumed: {note}" for note in plan.assumed]
     if plan.unpriced:
@@ -47,6 +50,7 @@ def plain(plan: Plan) -> dict[str, Any]:
         "measured": list(plan.measured),
         "assumed": list(plan.assumed),
         "unpriced": list(plan.unpriced),
+        "memory_bytes": dict(plan.memory),
     }
 
 

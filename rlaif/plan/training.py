@@ -19,7 +19,9 @@ from rlaif.stages.train_dpo import DPOConfig
 from rlaif.stages.train_rl import RLConfig
 from rlaif.stages.train_rm import RewardModelConfig
 from rlaif.stages.train_sft import SFTConfig
+from rlaif.train.memory import Work, needs, read_model
 
+Section = SFTConfig | RewardModelConfig | DPOConfig | RLConfig
 PARTS = {"train-sft": "sft", "train-rm": "reward_model", "train-dpo": "dpo", "train-rl": "rl"}
 """Stage -> the report's part that tells how long it took."""
 SPREAD = Figure(0.5, 1.0, 2.0)
@@ -34,16 +36,10 @@ def training(
     """Seconds and bytes of a training stage, each None where nothing tells; None for a stage that
     trains nothing. A step is taken to last as long as in runs from the same weights, here or
     beside."""
-    section = {
-        "train-sft": config.sft,
-        "train-rm": config.reward_model,
-        "train-dpo": config.dpo,
-        "train-rl": config.rl,
-    }.get(stage)
+    section = _section(stage, config)
     if section is None:
         return None
-    base = config.dpo.base if isinstance(section, RLConfig) else section.base
-    identity, folder = _start(config, stage, base, out)
+    identity, folder = _start(config, stage, section, out)
     paces = []
     for directory in (out, *beside):
         part, cost = _part(directory, PARTS[stage]), _part(directory, "cost")
@@ -63,8 +59,36 @@ def training(
     return seconds, size
 
 
-def _start(config: RunConfig, stage: str, base: str | None, out: Path) -> tuple[str, Path | None]:
+def memory(stage: str, config: RunConfig, out: Path) -> float | None:
+    """Bytes that a training stage takes at most; None where that is unknown."""
+    section = _section(stage, config)
+    if section is None or isinstance(section, RLConfig):
+        return None
+    _, folder = _start(config, stage, section, out)
+    model = read_model(folder) if folder is not None else None
+    if model is None:
+        return None
+    tokens = section.tokens_at_once
+    members = section.members if isinstance(section, RewardModelConfig) else 1
+    work = Work(tokens, min(tokens, config.sample.k * section.max_length), section.max_length)
+    reward = stage == "train-rm"
+    found = needs(model, section, work, reward=reward, members=members)
+    return None if found.step is None else found.most
+
+
+def _section(stage: str, config: RunConfig) -> Section | None:
+    of_stage: dict[str, Section | None] = {
+        "train-sft": config.sft,
+        "train-rm": config.reward_model,
+        "train-dpo": config.dpo,
+        "train-rl": config.rl,
+    }
+    return of_stage.get(stage)
+
+
+def _start(config: RunConfig, stage: str, section: Section, out: Path) -> tuple[str, Path | None]:
     """Identity of the weights that it starts from, and their folder where there is one."""
+    base = config.dpo.base if isinstance(section, RLConfig) else section.base
     if base == SFT or (base is None and config.start == "sft" and stage != "train-sft"):
         folder = out / "sft"
         made = (folder / "config.json").is_file()
@@ -75,9 +99,7 @@ def _start(config: RunConfig, stage: str, base: str | None, out: Path) -> tuple[
     return identity_of(name, "base"), name.directory
 
 
-def _steps(
-    config: RunConfig, stage: str, section: SFTConfig | RewardModelConfig | DPOConfig | RLConfig
-) -> float:
+def _steps(config: RunConfig, stage: str, section: Section) -> float:
     """Optimiser steps, where no group is dropped and every prompt gives one, and no KL budget ends
     them."""
     if isinstance(section, RLConfig):

@@ -67,7 +67,7 @@ def train(
         )
 
     def make() -> BaseModel:
-        with interruptible(), Steps(f"{name} training", "steps") as on_step:
+        with settings_of(name), interruptible(), Steps(f"{name} training", "steps") as on_step:
             result = fit([g for g in groups if g.split == "train"], on_step)
         with interruptible(), Steps(f"{name} scoring", "groups") as on_step:
             scores = dict(zip((g.prompt.id for g in groups), score(groups, on_step), strict=True))
@@ -134,6 +134,15 @@ def load_scores(work: Workspace, name: str) -> Scores:
         )
     loaded: dict[str, list[float | None]] = json.loads(path.read_text(encoding="utf-8"))
     return loaded
+
+
+@contextmanager
+def settings_of(section: str) -> Iterator[None]:
+    """Names the recipe's section in an error that tells what to set, and not where."""
+    try:
+        yield
+    except SetupError as e:
+        raise e.at(section) from e
 
 
 @contextmanager

@@ -196,14 +196,14 @@ def _log_ratios(
     reference: str,
     max_length: int,
 ) -> list[tuple[str, float]]:
-    from rlaif.train import api  # torch only where something is scored
+    from rlaif.train import scoring  # torch only where something is scored
 
     by_id = {p.id: p for p in prompts}
     drawn = [(by_id[r.prompt_id], r.text, r.ended) for r in responses]
     with interruptible(), Steps("KL, policy", "responses") as on_step:
-        trained = api.sampled_logprobs(policy, drawn, max_length, on_step)
+        trained = scoring.sampled_logprobs(policy, drawn, max_length, on_step)
     with interruptible(), Steps("KL, reference", "responses") as on_step:
-        before = api.sampled_logprobs(reference, drawn, max_length, on_step)
+        before = scoring.sampled_logprobs(reference, drawn, max_length, on_step)
     return [
         (prompt.id, p - q)
         for (prompt, _, _), p, q in zip(drawn, trained, before, strict=True)

@@ -193,11 +193,11 @@ async def _answers(
 def _scores(
     model: str, prompts: Sequence[Prompt], responses: Sequence[Sequence[Response]], max_length: int
 ) -> Rows:
-    from rlaif.train import api
+    from rlaif.train import scoring
 
     items = [(p, [r.text for r in row]) for p, row in zip(prompts, responses, strict=True)]
     with interruptible(), Steps("scoring", "prompts") as on_step:
-        found = api.score_members(model, items, max_length, on_step)
+        found = scoring.score_members(model, items, max_length, on_step)
     rows: Rows = []
     for row in found:
         known = [scores_M for scores_M in row if scores_M is not None]

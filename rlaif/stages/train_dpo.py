@@ -42,11 +42,11 @@ async def run(config: DPOConfig, policy: str, work: Workspace) -> None:
 
     # torch is imported when there is something to train, not when a config is read.
     def log_probs(model: str, groups: list[PreferenceGroup], on_step: OnStep) -> ScoreRows:
-        from rlaif.train import api
+        from rlaif.train.scoring import response_logprobs
 
         items = [(g.prompt, g.responses) for g in groups]
         ended = [g.ended for g in groups]
-        return api.response_logprobs(model, items, config.max_length, on_step, ended, config.dtype)
+        return response_logprobs(model, items, config.max_length, on_step, ended, config.dtype)
 
     def reference(groups: list[PreferenceGroup]) -> ScoreRows:
         stamp = digest(
@@ -65,12 +65,12 @@ async def run(config: DPOConfig, policy: str, work: Workspace) -> None:
         return rows
 
     def fit(groups: list[PreferenceGroup], on_step: OnStep) -> object:
-        from rlaif.train import api
+        from rlaif.train import training
 
         every = read_jsonl(work.groups, PreferenceGroup)
         of_id = dict(zip((g.prompt.id for g in every), reference(every), strict=True))
         references = [of_id[g.prompt.id] for g in groups]
-        return api.train_dpo(
+        return training.train_dpo(
             start.weights, groups, config, work.seed, out, on_step, say, references
         )
 

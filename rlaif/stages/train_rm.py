@@ -42,15 +42,15 @@ async def run(config: RewardModelConfig, policy: str, work: Workspace) -> None:
 
     # torch is imported when there is something to train, not when a config is read.
     def fit(groups: list[PreferenceGroup], on_step: OnStep) -> object:
-        from rlaif.train import api
+        from rlaif.train.training import train_reward_model
 
-        return api.train_reward_model(start.weights, groups, config, work.seed, out, on_step, say)
+        return train_reward_model(start.weights, groups, config, work.seed, out, on_step, say)
 
     def score(groups: list[PreferenceGroup], on_step: OnStep) -> ScoreRows:
-        from rlaif.train import api
+        from rlaif.train.scoring import score_members
 
         items = [(g.prompt, g.responses) for g in groups]
-        members[:] = api.score_members(str(out), items, config.max_length, on_step)
+        members[:] = score_members(str(out), items, config.max_length, on_step)
         return [[None if s is None else float(np.mean(s)) for s in row] for row in members]
 
     def section(fields: Mapping[str, Any]) -> RewardModelSection:

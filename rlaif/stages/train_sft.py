@@ -13,7 +13,14 @@ from rlaif.evaluate.intervals import Interval, clustered_mean
 from rlaif.evaluate.schema import SFTSection
 from rlaif.files import digest, read_jsonl
 from rlaif.progress import say
-from rlaif.stages._training import Start, Steps, interruptible, make_once, start_weights
+from rlaif.stages._training import (
+    Start,
+    Steps,
+    interruptible,
+    make_once,
+    settings_of,
+    start_weights,
+)
 from rlaif.train.settings import TrainSettings
 from rlaif.train.sft import SFTExample, SFTLoss
 from rlaif.types import Prompt, RevisionChain, Split
@@ -102,13 +109,13 @@ def _fit(
     seed: int,
 ) -> BaseModel:
     # torch is imported when there is something to train, not when a config is read.
-    from rlaif.train import api
+    from rlaif.train import scoring, training
 
-    with interruptible(), Steps("sft training", "steps") as on_step:
-        result = api.train_sft(start.weights, train, config, seed, out, on_step, say)
+    with settings_of("sft"), interruptible(), Steps("sft training", "steps") as on_step:
+        result = training.train_sft(start.weights, train, config, seed, out, on_step, say)
     with interruptible(), Steps("sft scoring", "examples") as on_step:
         before, after = (
-            api.sft_loss(model, test, config.max_length, on_step)
+            scoring.sft_loss(model, test, config.max_length, on_step)
             for model in (start.weights, str(out))
         )
     both = [

@@ -57,16 +57,75 @@ class Step(TypedDict):
     split: list[SplitGroup]
     names: list[list[str]]
     """The prompts of each part, and then of each split group."""
+    idle_scorings: list[Batch]
+    """One response for each pass without a gradient that another process has more, for its split
+    groups: all of them must come to as many."""
+    idle: list[Batch]
+    """The same for passes with a gradient."""
 
 
 def collate_step(
-    groups: Sequence[EncodedGroup], pad_token_id: int, tokens_at_once: int, *, packed: bool
+    groups: Sequence[EncodedGroup],
+    pad_token_id: int,
+    tokens_at_once: int,
+    *,
+    packed: bool,
+    rank: int = 0,
+    world: int = 1,
 ) -> Step:
     """The parts of a step, of at most `tokens_at_once` tokens each, padding included; a prompt and
-    one response are never divided."""
+    one response are never divided. Of several processes (`world`) the one numbered `rank` gets its
+    share of the groups."""
+    if world == 1:
+        return _collate_share(groups, pad_token_id, tokens_at_once, packed=packed)
+    shares = divided(groups, world, packed=packed)
+    # Each process works out what all of them do: they must meet in as many passes.
+    counts = [_passes(share, tokens_at_once, packed=packed) for share in shares]
+    step = _collate_share(shares[rank], pad_token_id, tokens_at_once, packed=packed)
+    scorings, passes = (max(column) for column in zip(*counts, strict=True))
+    shortest = min(groups, key=lambda group: group.longest)
+    idle = collate([_some(shortest, [0])], pad_token_id, packed=packed)
+    step["idle_scorings"] = [idle] * (scorings - counts[rank][0])
+    step["idle"] = [idle] * (passes - counts[rank][1])
+    return step
+
+
+def divided(
+    groups: Sequence[EncodedGroup], world: int, *, packed: bool
+) -> list[list[EncodedGroup]]:
+    """A share of the groups for each process, of about as many tokens; one may be empty."""
+    shares: list[list[EncodedGroup]] = [[] for _ in range(world)]
+    tokens = [0] * world
+    for group in sorted(groups, key=lambda group: -_tokens(group, packed=packed)):
+        least = tokens.index(min(tokens))
+        shares[least].append(group)
+        tokens[least] += _tokens(group, packed=packed)
+    return shares
+
+
+def _passes(
+    groups: Sequence[EncodedGroup], tokens_at_once: int, *, packed: bool
+) -> tuple[int, int]:
+    """Passes without and with a gradient that a share takes."""
+    whole, large = _fitting(groups, tokens_at_once, packed=packed)
+    parts = sum(1 for _ in in_parts(whole, tokens_at_once, packed=packed))
+    of_large = sum(1 for group in large for _ in pieces(group, tokens_at_once, packed=packed))
+    return of_large, parts + of_large
+
+
+def _fitting(
+    groups: Sequence[EncodedGroup], tokens_at_once: int, *, packed: bool
+) -> tuple[list[EncodedGroup], list[EncodedGroup]]:
+    """The groups that may be computed at once, and those that are too large."""
     fit = [_tokens(group, packed=packed) <= tokens_at_once for group in groups]
     whole = [group for group, fits in zip(groups, fit, strict=True) if fits]
-    large = [group for group, fits in zip(groups, fit, strict=True) if not fits]
+    return whole, [group for group, fits in zip(groups, fit, strict=True) if not fits]
+
+
+def _collate_share(
+    groups: Sequence[EncodedGroup], pad_token_id: int, tokens_at_once: int, *, packed: bool
+) -> Step:
+    whole, large = _fitting(groups, tokens_at_once, packed=packed)
     parts = [[whole[i] for i in part] for part in in_parts(whole, tokens_at_once, packed=packed)]
     return Step(
         parts=[collate(part, pad_token_id, packed=packed) for part in parts],
@@ -81,6 +140,8 @@ def collate_step(
             for group in large
         ],
         names=[*([group.name for group in part] for part in parts), *([g.name] for g in large)],
+        idle_scorings=[],
+        idle=[],
     )
 
 

@@ -19,6 +19,7 @@ from rlaif.files import disk_errors
 from rlaif.train.groups import EncodedGroup, EncodedGroups
 from rlaif.train.loading import pad_id, quiet
 from rlaif.train.loss import Objective
+from rlaif.train.ranks import rank, sharded, unshard, wait
 from rlaif.train.scorers import Scorer
 from rlaif.train.settings import TrainSettings
 from rlaif.train.trainer import GroupTrainer, check_finite, last_checkpoint
@@ -75,7 +76,10 @@ def fit(
     kept = out.parent / f".{out.name}.training"
     stamp = _stamp(scorer, encoded.groups, settings, seed)
     with disk_errors(kept):
-        resumed = _ready(kept, stamp)
+        if rank() == 0:
+            _ready(kept, stamp)
+        wait()
+        resumed = last_checkpoint(kept)
     with quiet():
         trainer = GroupTrainer(
             scorer,
@@ -88,7 +92,7 @@ def fit(
             checkpoint_minutes=settings.checkpoint_minutes,
             on_step=on_step,
         )
-        if "tensorboard" in settings.trackers:
+        if "tensorboard" in settings.trackers and rank() == 0:
             trainer.add_callback(_tensorboard(out))
         if resumed:
             on_log(f"going on from step {resumed.name.split('-')[1]}, where a checkpoint was kept")
@@ -102,7 +106,9 @@ def fit(
                 shutil.rmtree(kept)
                 raise
             raise TrainingDiverged(f"{e}; the last good checkpoint is {good}") from e
-    shutil.rmtree(kept)
+    unshard(scorer)
+    if rank() == 0:
+        shutil.rmtree(kept)
     return TrainResult(
         steps=trainer.state.global_step,
         losses=[figures["loss"] for figures in trainer.steps],
@@ -140,16 +146,15 @@ def _arguments(settings: TrainSettings, seed: int, kept: Path) -> TrainingArgume
     )
 
 
-def _ready(kept: Path, stamp: str) -> Path | None:
-    """The checkpoint to go on from, in a folder that holds those of this training alone."""
+def _ready(kept: Path, stamp: str) -> None:
+    """Makes a folder that holds checkpoints of this training alone."""
     told = kept / "training.json"
     if told.is_file() and json.loads(told.read_text(encoding="utf-8")) == stamp:
-        return last_checkpoint(kept)
+        return
     if kept.exists():
         shutil.rmtree(kept)
     kept.mkdir(parents=True)
     told.write_text(json.dumps(stamp), encoding="utf-8")
-    return None
 
 
 def _stamp(
@@ -158,7 +163,7 @@ def _stamp(
     """Equal for trainings that end in the same weights."""
     found = hashlib.sha256()
     found.update(settings.model_dump_json(exclude=UNTOLD).encode())
-    found.update(f"{type(scorer).__name__} {seed} {torch.__version__}".encode())
+    found.update(f"{type(scorer).__name__} {seed} {torch.__version__} {sharded()}".encode())
     for group in groups:
         found.update(repr(group).encode())
     for name, weight in scorer.named_parameters():

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import gc
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from transformers import (
@@ -19,13 +21,52 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from rlaif.errors import SetupError
+from rlaif.train.memory import free_on_host
+from rlaif.train.settings import Precision
 
 HEAD = "score.weight"
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 def device() -> torch.device:
     """The accelerator if there is one, else the CPU."""
     return torch.accelerator.current_accelerator() or torch.device("cpu")
+
+
+def devices() -> int:
+    """How many accelerators there are; 1 where there is none."""
+    return max(torch.accelerator.device_count(), 1)
+
+
+def free_memory() -> float:
+    """Bytes that are free where models are trained."""
+    if not torch.accelerator.is_available():
+        return free_on_host()
+    free: int = torch.get_device_module(device()).mem_get_info()[0]
+    return free
+
+
+def in_precision(dtype: Precision) -> torch.autocast:
+    """The forward pass in `dtype`, on `device()`."""
+    return torch.autocast(device().type, dtype=torch.bfloat16, enabled=dtype == "bfloat16")
+
+
+def gives_memory_back(function: Callable[P, T]) -> Callable[P, T]:
+    """Frees the function's models, on the host and on the accelerator, when it ends."""
+
+    @functools.wraps(function)
+    def freeing(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return function(*args, **kwargs)
+        finally:
+            # Its frame is gone by now, but a trainer and its callbacks hold each other.
+            gc.collect()
+            if torch.accelerator.is_available():
+                torch.get_device_module(device()).empty_cache()
+
+    return freeing
 
 
 @contextlib.contextmanager

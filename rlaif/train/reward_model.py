@@ -15,7 +15,6 @@ from transformers import PreTrainedTokenizerBase
 from rlaif.errors import SetupError
 from rlaif.progress import say
 from rlaif.train import loading
-from rlaif.train.api import packs
 from rlaif.train.collate import pieces
 from rlaif.train.ensemble import load_members
 from rlaif.train.fitting import OnLog
@@ -31,7 +30,7 @@ from rlaif.train.scale import (
     p_preferred,
     read_scale,
 )
-from rlaif.train.scorers import TOKENS_AT_ONCE, RewardScorer, score_groups
+from rlaif.train.scorers import TOKENS_AT_ONCE, RewardScorer, packs, score_groups
 from rlaif.train.settings import Precision
 from rlaif.types import Message, Prompt
 
@@ -242,8 +241,8 @@ class RewardModel:
                 self._members[0],
                 shared,
                 loading.pad_id(self._tokenizer),
+                self._device,
                 on_log=lambda _: None,
-                on=self._device,
             )
         return self._packed and bool(shared)
 

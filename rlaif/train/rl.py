@@ -33,15 +33,16 @@ from transformers import (
 )
 
 from rlaif.errors import SetupError, TrainingDiverged
-from rlaif.train.api import gives_memory_back, load_policy, save_model
 from rlaif.train.fitting import OnLog, OnStep
-from rlaif.train.loading import load_tokenizer, pad_id, quiet
+from rlaif.train.loading import gives_memory_back, load_tokenizer, pad_id, quiet
 from rlaif.train.lora import Adapted
 from rlaif.train.rl_answers import AnswerReader, BudgetSpent, Grader, opening_ids
 from rlaif.train.rl_settings import Measure, RLSettings, figures
 from rlaif.train.saving import check_target
 from rlaif.train.scale import RewardScale
+from rlaif.train.scoring import load_policy
 from rlaif.train.trainer import check_finite
+from rlaif.train.training import save_model
 from rlaif.types import Prompt
 
 with warnings.catch_warnings():

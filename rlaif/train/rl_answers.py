@@ -11,11 +11,10 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from rlaif.errors import SetupError, TrainingDiverged
-from rlaif.train.api import in_precision
 from rlaif.train.collate import Batch
 from rlaif.train.ensemble import load_members
 from rlaif.train.groups import EncodedGroup, encode
-from rlaif.train.loading import device, load_tokenizer, pad_id, quiet
+from rlaif.train.loading import device, in_precision, load_tokenizer, pad_id, quiet
 from rlaif.train.rl_settings import Measure, RLSettings, measure
 from rlaif.train.scale import Array, How, RewardScale, combined, scale_of
 from rlaif.train.scorers import RewardScorer, response_log_probs, score_groups

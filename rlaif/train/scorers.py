@@ -16,11 +16,10 @@ from rlaif.errors import SetupError
 from rlaif.train.collate import Batch, collate, in_parts
 from rlaif.train.groups import EncodedGroup
 from rlaif.train.loss import tokens_of_each
+from rlaif.train.memory import LOGITS_AT_ONCE
 
 TOKENS_AT_ONCE = 4096
 """Padded tokens scored in one batch without gradients."""
-LOGITS_AT_ONCE = 2**26
-"""Logits held at once, in float32 a quarter of a GiB."""
 PACKING_TOLERANCE = 1e-3
 """Relative to the largest score."""
 
@@ -31,6 +30,8 @@ class Scorer(nn.Module, ABC):
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self.model = model
+        # What FSDP takes as the units to divide.
+        self._no_split_modules = model._no_split_modules
         # The score before a step and the reference must not differ by chance.
         for module in model.modules():
             if isinstance(module, nn.Dropout):
@@ -185,17 +186,45 @@ def packing_error(
     pad_token_id: int,
     device: torch.device,
 ) -> float:
-    """Largest difference between packed and unpacked scores of one group, relative to the largest.
+    """Largest difference between packed and unpacked scores of one prompt's two longest responses,
+    relative to the largest: two show all that packing changes, in the memory of two.
 
     The longest group is taken: a sliding window shows only beyond its width.
     """
-    group = [max(groups, key=lambda g: g.longest)]
+    longest = max(groups, key=lambda g: g.longest)
+    two = sorted(longest.response_ids, key=len)[-2:]
+    group = [EncodedGroup(longest.prompt_ids, two, (), (0.0,) * len(two))]
     with torch.no_grad():
         packed_K, unpacked_K = (
             score(on_device(collate(group, pad_token_id, packed=packed), device))
             for packed in (True, False)
         )
     return float((packed_K - unpacked_K).abs().max() / unpacked_K.abs().max())
+
+
+def packs(
+    score: Callable[[Batch], torch.Tensor],
+    groups: Sequence[EncodedGroup],
+    pad_token_id: int,
+    device: torch.device,
+    on_log: Callable[[str], None],
+) -> bool:
+    """Whether packing leaves the scores as they are; says so if it does not."""
+    try:
+        error = packing_error(score, groups, pad_token_id, device)
+    except torch.OutOfMemoryError:
+        raise
+    except (TypeError, ValueError, RuntimeError, IndexError) as e:
+        cause = (str(e).strip() or type(e).__name__).splitlines()[0]
+        on_log(f"this model takes no packed groups ({cause}); training one response a row")
+        return False
+    if error <= PACKING_TOLERANCE:
+        return True
+    on_log(
+        f"packing changes this model's scores by {error:.1e} of the largest; training one response "
+        "a row"
+    )
+    return False
 
 
 def on_device(batch: Batch, device: torch.device) -> Batch:

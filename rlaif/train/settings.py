@@ -5,9 +5,10 @@ from __future__ import annotations
 import importlib.util
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from rlaif.errors import SetupError
+from rlaif.files import find
 from rlaif.types import Record
 
 Precision = Literal["float32", "bfloat16"]
@@ -52,10 +53,24 @@ class TrainSettings(Record):
     """Keeps less in memory and computes the forward pass twice."""
     lora: LoraSettings | None = None
     """Train adapters on frozen weights; none: train all weights."""
+    launch: str | None = None
+    """A config file of `accelerate launch`, or `ddp` or `fsdp`, ours: training runs in the
+    processes that it starts, to the losses of a single one; none: in this process."""
     checkpoint_minutes: float = Field(default=10.0, gt=0.0)
     """How often to keep what a killed training goes on from."""
     trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
     """What else is told of each step; TensorBoard's files go to tensorboard/ in the run."""
+
+    @field_validator("launch")
+    @classmethod
+    def _launch_is_there(cls, name: str | None) -> str | None:
+        # Labels are made before it is needed.
+        if name is not None:
+            try:
+                find("launch", name, ".yaml")
+            except SetupError as e:
+                raise ValueError(str(e)) from e
+        return name
 
 
 class PreferenceSettings(TrainSettings):

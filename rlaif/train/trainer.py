@@ -7,13 +7,15 @@ import json
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import torch
+from accelerate import DistributedType, PartialState
 from torch import nn
-from torch.utils.data import Sampler
+from torch.utils.data import DataLoader, Sampler
 from transformers import (
     PrinterCallback,
     Trainer,
@@ -28,10 +30,13 @@ from rlaif.errors import SetupError, TrainingDiverged
 from rlaif.train.collate import Batch, SplitGroup, Step, collate_step
 from rlaif.train.groups import EncodedGroup
 from rlaif.train.loss import Objective
+from rlaif.train.ranks import fill, own, rank, sharded, summed, world
 from rlaif.train.scorers import Scorer
 
 WEIGHTS = "model.safetensors"
 
+ToLoss = Callable[[torch.Tensor], torch.Tensor]
+"""Scores (N,) of a batch -> a scalar to differentiate."""
 StepReport = Callable[[int, int, Mapping[str, float]], None]
 
 
@@ -68,7 +73,9 @@ class GroupTrainer(Trainer):
             model=scorer,
             args=arguments,
             data_collator=lambda rows: dict(
-                collate_step(rows, pad_token_id, tokens_at_once, packed=packed)
+                collate_step(
+                    rows, pad_token_id, tokens_at_once, packed=packed, rank=rank(), world=world()
+                )
             ),
             train_dataset=groups,
             callbacks=[_Reporter(self, checkpoint_minutes, on_step)],
@@ -84,44 +91,80 @@ class GroupTrainer(Trainer):
         """Figures of each step, those before a resumption included."""
         return [entry for entry in self.state.log_history if "loss" in entry]
 
+    def create_accelerator_and_postprocess(self) -> None:
+        if sharded() and PartialState().distributed_type is DistributedType.MULTI_CPU:
+            # accelerate leaves FSDP out on CPUs, where it works as well.
+            PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+        super().create_accelerator_and_postprocess()
+
+    def get_train_dataloader(self) -> DataLoader[EncodedGroup]:
+        """Every process gets whole steps, and the collator takes its share; accelerate would deal
+        out steps."""
+        groups: Any = self.train_dataset
+        return DataLoader(
+            groups,
+            batch_size=self._train_batch_size,
+            sampler=self._get_train_sampler(),
+            collate_fn=self.data_collator,
+            pin_memory=self.args.dataloader_pin_memory,
+        )
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
+        return _ByLength(self, self._lengths)
+
     def training_step(
         self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None
     ) -> torch.Tensor:
         """Adds up the gradient of a step's parts. Returns the step's loss."""
         model.train()
         step: Step = self._prepare_inputs(inputs)  # type: ignore[assignment]
-        batches = [*step["parts"], *(group["whole"] for group in step["split"])]
-        weight = sum(map(self._objective.weight, batches))
+        whole = [*step["parts"], *(group["whole"] for group in step["split"])]
+        weight = summed({"weight": sum(map(self._objective.weight, whole))})["weight"]
         names = iter(step["names"])
-        for batch in step["parts"]:
-            with self.compute_loss_context_manager():
-                loss = self._book(model(batch), batch, weight, next(names))
-            self.accelerator.backward(loss)
+        passes: list[tuple[Batch, ToLoss]] = [
+            (batch, partial(self._book, batch, weight, next(names))) for batch in step["parts"]
+        ]
         for group in step["split"]:
-            self._two_passes(model, group, weight, next(names))
-        return torch.tensor(self.step["loss"], device=self.args.device)
+            passes += self._two_passes(model, group, weight, next(names))
+        for batch in step["idle_scorings"]:
+            self._scored(model, batch)
+        passes += [(batch, lambda scores_N: 0 * scores_N.sum()) for batch in step["idle"]]
+        for number, (batch, to_loss) in enumerate(passes, start=1):
+            # Gradients of plain copies are added up once, behind the last pass.
+            alone = number < len(passes) and not sharded()
+            with self.accelerator.no_sync(model) if alone else contextlib.nullcontext():
+                with self.compute_loss_context_manager():
+                    loss = to_loss(model(batch))
+                # The processes' gradients are averaged, and the step's is their sum.
+                self.accelerator.backward(loss * world())
+        figures = summed(self.step)
+        self.step.clear()
+        self.step.update(figures)
+        return torch.tensor(figures["loss"], device=self.args.device)
 
     def _two_passes(
         self, model: nn.Module, group: SplitGroup, weight: float, names: list[str]
-    ) -> None:
+    ) -> list[tuple[Batch, ToLoss]]:
         """The loss of a group in memory for one of its parts: all scores without a gradient, the
         loss's gradient by each of them, and the scores again, part by part, to send it through."""
-        with torch.no_grad(), self.compute_loss_context_manager():
-            scores_K = torch.cat([model(part) for part in group["parts"]])
+        scores_K = torch.cat([self._scored(model, part) for part in group["parts"]])
         scores_K.requires_grad_()
-        with torch.enable_grad():
-            (by_score_K,) = torch.autograd.grad(
-                self._book(scores_K, group["whole"], weight, names), scores_K
-            )
-        for part in group["parts"]:
-            n = len(part["reference_N"])
-            by_score_N, by_score_K = by_score_K[:n], by_score_K[n:]
-            with self.compute_loss_context_manager():
-                sent = (model(part) * by_score_N).sum()
-            self.accelerator.backward(sent)
+        with torch.enable_grad(), self.compute_loss_context_manager():
+            loss = self._book(group["whole"], weight, names, scores_K)
+            (by_score_K,) = torch.autograd.grad(loss, scores_K)
+        sizes = [len(part["reference_N"]) for part in group["parts"]]
+        return [
+            (part, partial(_sent, by_score_N))
+            for part, by_score_N in zip(group["parts"], torch.split(by_score_K, sizes), strict=True)
+        ]
+
+    def _scored(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+        with torch.no_grad(), self.compute_loss_context_manager():
+            scores_N: torch.Tensor = model(batch)
+        return scores_N
 
     def _book(
-        self, scores_N: torch.Tensor, batch: Batch, weight: float, names: list[str]
+        self, batch: Batch, weight: float, names: list[str], scores_N: torch.Tensor
     ) -> torch.Tensor:
         """The batch's share of its step's loss."""
         figures = self._objective.figures(scores_N, batch)
@@ -140,16 +183,15 @@ class GroupTrainer(Trainer):
         """Not estimated: the Trainer would look for `input_ids` and count a prompt K times."""
         return 0
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
-        return _ByLength(self, self._lengths)
-
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         # What is trained and nothing else; the Trainer's own would refuse weights that are tied.
         folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
         scorer: nn.Module = self.model  # type: ignore[assignment]
         check_finite(scorer)
-        trained = {n: p.detach() for n, p in scorer.named_parameters() if p.requires_grad}
+        # Given where the weights are divided among processes.
+        given = state_dict or dict(scorer.named_parameters())
+        trained = {n: given[n].detach() for n, p in scorer.named_parameters() if p.requires_grad}
         safetensors.torch.save_file(trained, folder / WEIGHTS)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
@@ -158,7 +200,11 @@ class GroupTrainer(Trainer):
         with torch.no_grad():
             for name, weight in scorer.named_parameters():
                 if weight.requires_grad:
-                    weight.copy_(saved[name])
+                    fill(weight, saved[name])
+
+
+def _sent(by_score_N: torch.Tensor, scores_N: torch.Tensor) -> torch.Tensor:
+    return (scores_N * by_score_N).sum()
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -212,10 +258,8 @@ class _Reporter(TrainerCallback):
         self._trainer.step.clear()
         self._trainer.log(dict(figures))
         self._on_step(state.global_step, state.max_steps, figures)
-        if (
-            time.monotonic() - self._kept_at >= self._every_s
-            and state.global_step < state.max_steps
-        ):
+        due = rank() == 0 and time.monotonic() - self._kept_at >= self._every_s
+        if summed({"due": due})["due"] and state.global_step < state.max_steps:
             self._kept_at = time.monotonic()
             control.should_save = True
 
@@ -233,7 +277,7 @@ def last_checkpoint(folder: Path) -> Path | None:
 def check_finite(model: nn.Module) -> None:
     """Raises TrainingDiverged if a weight is not finite: the last step's loss cannot show it."""
     for name, weight in model.named_parameters():
-        if not bool(weight.isfinite().all()):
+        if not bool(own(weight).isfinite().all()):
             raise TrainingDiverged(
                 f"the last step made {name} infinite or NaN; nothing was saved "
                 "(lower the learning rate, or train in float32)"

@@ -19,17 +19,11 @@ from transformers import (
 )
 
 from rlaif.errors import SetupError, TrainingDiverged
-from rlaif.train import api, ensemble, scorers
-from rlaif.train.api import (
-    TrainResult,
-    response_logprobs,
-    sampled_logprobs,
-    score_reward,
-    train_dpo,
-    train_reward_model,
-)
+from rlaif.train import ensemble, scorers, scoring, training
+from rlaif.train.scoring import response_logprobs, sampled_logprobs, score_reward
 from rlaif.train.settings import DPOSettings, RewardSettings
 from rlaif.train.tiny import make_tiny
+from rlaif.train.training import TrainResult, train_dpo, train_reward_model
 from rlaif.types import Message, PreferenceGroup, Prompt, WeightedComparison
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -178,7 +172,7 @@ def test_each_response_is_scored_once_for_the_reference_whatever_the_epochs(
             without_gradients.append(len(batch["reference_N"]))
         return plain(model, batch)
 
-    monkeypatch.setattr(api, "response_log_probs", counted)
+    monkeypatch.setattr(training, "response_log_probs", counted)
     monkeypatch.setattr(scorers, "response_log_probs", counted)
     train("dpo", tiny, tmp_path / "dpo")
     packing_check = [4, 4]
@@ -227,7 +221,7 @@ def test_a_model_that_packing_changes_is_trained_unpacked_and_says_so(
     tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     packed = train("rm", tiny, tmp_path / "a")
-    monkeypatch.setattr(api, "packing_error", lambda *_: 0.02)
+    monkeypatch.setattr(scorers, "packing_error", lambda *_: 0.02)
     lines: list[str] = []
     result = train_reward_model(tiny, GROUPS, SETTINGS, 0, tmp_path / "b", quiet_step, lines.append)
     assert lines == [
@@ -256,7 +250,7 @@ def test_a_model_that_fails_on_packed_groups_is_trained_unpacked_and_says_why(
     def failing(*_: Any) -> float:
         raise error
 
-    monkeypatch.setattr(api, "packing_error", failing)
+    monkeypatch.setattr(scorers, "packing_error", failing)
     lines: list[str] = []
     train_reward_model(tiny, GROUPS, SETTINGS, 0, tmp_path / "rm", quiet_step, lines.append)
     assert lines == [f"this model takes no packed groups ({cause}); training one response a row"]
@@ -268,7 +262,7 @@ def test_a_full_accelerator_is_not_taken_for_a_model_that_cannot_pack(
     def failing(*_: Any) -> float:
         raise torch.OutOfMemoryError("out of memory")
 
-    monkeypatch.setattr(api, "packing_error", failing)
+    monkeypatch.setattr(scorers, "packing_error", failing)
     with pytest.raises(torch.OutOfMemoryError):
         train("rm", tiny, tmp_path / "rm")
 
@@ -287,8 +281,8 @@ def test_the_models_are_gone_when_a_call_has_ended(
         return wrapped
 
     for module, name in (
-        (api, "load_causal"),
-        (api, "load_reward"),
+        (scoring, "load_causal"),
+        (training, "load_reward"),
         (ensemble, "load_reward"),
     ):
         monkeypatch.setattr(module, name, remembered(getattr(module, name)))
@@ -393,18 +387,25 @@ def test_a_reward_model_can_be_trained_further(tiny: str, tmp_path: Path) -> Non
     assert again.losses[0] < first.losses[0]
 
 
+def test_a_policy_whose_reference_is_known_is_trained_packed(tiny: str, tmp_path: Path) -> None:
+    references = response_logprobs(tiny, ITEMS, 1024, quiet_step)
+    out = tmp_path / "dpo"
+    # Whatever is said here would be that it does not pack.
+    train_dpo(tiny, GROUPS, DPO, 0, out, quiet_step, pytest.fail, references)
+
+
 def test_the_seconds_count_the_reference_too(
     tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [0.0]
-    plain = api.score_groups
+    plain = training.score_groups
 
     def slow(*arguments: Any, **named: Any) -> Any:
         now[0] += 1000
         return plain(*arguments, **named)
 
-    monkeypatch.setattr(api, "score_groups", slow)
-    monkeypatch.setattr(api.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(training, "score_groups", slow)
+    monkeypatch.setattr(training.time, "monotonic", lambda: now[0])
     assert train("dpo", tiny, tmp_path / "dpo").seconds == 1000
 
 
