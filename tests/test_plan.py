@@ -23,7 +23,7 @@ from rlaif.models.gate import Budget, Gate
 from rlaif.models.prices import Price, Prices
 from rlaif.plan.estimate import Plan, estimate
 from rlaif.plan.figures import Figure, exactly, mean_to_come, total
-from rlaif.plan.history import Told
+from rlaif.plan.history import OWN, Told
 from rlaif.plan.pilot import run_pilot
 from rlaif.plan.table import lines
 from rlaif.recipe import RunConfig, execute, load_run
@@ -420,13 +420,16 @@ def test_time_is_between_side_by_side_and_as_fast_as_it_was() -> None:
     calls = [StoredCall(chat_request(str(i)), reply, 2.0, 102.0) for i in range(4)]
     # Eight more at once take 2 s if they do not hinder each other, 4 s at two a second.
     # (And a millisecond of our own for each.)
-    quick = Told(calls, calls, "").seconds(8, 8)
+    quick = Told(calls, calls, OWN).seconds(8, 8)
     # Four are a quarter of two windows of eight: more of the way to the rate that was seen.
     assert quick == pytest.approx((2 / 1.25, 2 * 2**0.625, 4 * 1.25), rel=0.01)
     # Two windows of calls, at no more than two a second: that is the machine's rate.
     filling = [call._replace(answered=102.0 + 2 * i) for i in range(4) for call in calls]
-    filled = Told(filling, filling, "").seconds(8, 8)
+    filled = Told(filling, filling, OWN).seconds(8, 8)
     assert filled == pytest.approx((2 / 1.25, 4, 4 * 1.25), rel=0.01)
+    # Of another run, which may have asked no more than these four at once, that is half as sure.
+    elsewhere = Told(filling, filling, "another run").seconds(8, 8)
+    assert elsewhere == pytest.approx((2 / 1.25, 2 * 2**0.75, 4 * 1.25), rel=0.01)
     # Two at a time, each still 2 s: 8 s. As quick as then is no slower than that.
     slow = Told(calls, calls, "").seconds(8, 2)
     assert slow == pytest.approx((4 / 1.25, 32**0.5, 8 * 1.25), rel=0.01)

@@ -181,13 +181,15 @@ def test_an_alarm_is_a_warning_of_the_report_and_so_is_a_reward_that_nothing_che
     assert "nothing was held out to check it by" in sentences(unchecked)[1]
 
 
-def checked(win_rate: tuple[float, float, float] | None, **changed: Any) -> RLSection:
+def checked(
+    win_rate: tuple[float, float, float] | None, labelled: bool = False, **changed: Any
+) -> RLSection:
     rate = None
     if win_rate is not None:
         low, value, high = win_rate
         rate = Interval(value=value, low=low, high=high, n=60, clusters=16)
-    check = JudgeCheck(judge="openai/m", win_rate=rate, comparisons=64, unscored=4)
-    return judged(section(**changed), check)
+    said = {"judge": "openai/m", "labelled": labelled, "comparisons": 64, "unscored": 4}
+    return judged(section(**changed), JudgeCheck(win_rate=rate, **said))
 
 
 def test_a_judge_that_prefers_the_start_while_the_reward_rose_is_an_alarm() -> None:
@@ -215,3 +217,8 @@ def test_another_judge_replaces_what_the_one_before_found() -> None:
 def test_a_reward_that_a_judge_checks_is_checked() -> None:
     unchecked = {"held_out": None, "start": step(0, held_out=None), "end": step(13, 1.0, None)}
     assert warnings(checked((0.5, 0.6, 0.7), **unchecked)) == []
+    (silent,) = warnings(checked(None, **unchecked))
+    assert "no held-out check" in silent
+    itself, also = warnings(checked((0.5, 0.6, 0.7), labelled=True, **unchecked))
+    assert "has labelled the data" in itself
+    assert "no held-out check" in also

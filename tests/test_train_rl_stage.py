@@ -21,7 +21,8 @@ from rlaif.config import dump_config
 from rlaif.files import read_jsonl
 from rlaif.plan.training import training
 from rlaif.recipe import execute, load_run
-from rlaif.types import Prompt
+from rlaif.types import Comparison, Prompt
+from rlaif.workspace import prune
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -140,7 +141,12 @@ def test_it_tells_when_the_held_out_check_falls_while_the_proxy_rises(
             k: v for k, v in found.items() if k not in ("judged", "findings")
         }
         assert now["judged"]["comparisons"] == 32
-        assert ("the judge that labelled checks the reward" in asked.err) == (name == "shorter")
+        assert now["judged"]["labelled"] == (name == "shorter")
+        if name == "shorter":
+            assert prune(copied, None, None, delete=False)[0] == 0
+        asked_about = read_jsonl(copied / "rl" / "comparisons.jsonl", Comparison)
+        # The first answers to four prompts, then the second ones.
+        assert len({c.prompt_id for c in asked_about[:4]}) == 4
         won[name] = now["judged"]["win_rate"]["value"]
         assert json.loads((copied / "rl" / "trace.json").read_text()) == now
     # Two judges that want the opposite of each other.

@@ -175,7 +175,7 @@ def test_each_response_is_scored_once_for_the_reference_whatever_the_epochs(
     monkeypatch.setattr(training, "response_log_probs", counted)
     monkeypatch.setattr(scorers, "response_log_probs", counted)
     train("dpo", tiny, tmp_path / "dpo")
-    packing_check = [4, 4]
+    packing_check = [2, 2]
     assert sum(without_gradients) == sum(packing_check) + 4 * len(GROUPS)
 
 

@@ -48,6 +48,8 @@ class JudgeCheck(Record):
     """What a judge makes of the trained policy's answers beside the start's, in both orders."""
 
     judge: str
+    labelled: bool
+    """Whether it is also one of those that labelled: then it checks itself."""
     win_rate: Interval | None
     """Share of its comparisons that the trained policy wins, ties half, clustered by prompt; None
     where none could be read."""
@@ -274,7 +276,13 @@ def _judge_sentence(check: JudgeCheck | None) -> list[str]:
 def warnings(section: RLSection) -> list[str]:
     """The alarms, as a reader of the report must know them."""
     said = [f"RL, step {f.step}: {f.text}." for f in section.findings]
-    if section.held_out is None and section.judged is None:
+    check = section.judged
+    if check is not None and check.labelled:
+        said.append(
+            f"The judge {check.judge} that RL is checked by (rl.judge) has labelled the data: what "
+            "it likes was trained for."
+        )
+    if section.held_out is None and (check is None or check.labelled or check.win_rate is None):
         said.append(
             "RL had no held-out check (rl.held_out, rl.judge): a rising reward alone does not tell "
             "learning from reward hacking."

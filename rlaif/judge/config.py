@@ -193,6 +193,13 @@ class JudgeConfig(AskConfig):
         """The first judge by itself."""
         return AskConfig.model_validate(self.model_dump(include=set(AskConfig.model_fields)))
 
+    def of(self, model: str) -> Self:
+        """The same, of another model alone. What belongs to a provider (price, batch, limits,
+        server, concurrency) is at its default: that of one says nothing of another."""
+        provider = {name: f.get_default() for name, f in ModelConfig.model_fields.items()}
+        alone = {"model": model, "panel": (), "cascade": None, "gate": None}
+        return self.model_copy(update={**provider, **alone})
+
     def in_both_orders(self) -> Self:
         """The same, with every judge asked in both orders."""
         both = {"both_orders": True}

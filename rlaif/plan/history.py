@@ -53,6 +53,9 @@ def characters(request: ChatRequest) -> int:
     return sum(len(message.content) for message in request.messages)
 
 
+OWN = "this run"
+
+
 class Told(NamedTuple):
     """What there is to go by for calls of one kind."""
 
@@ -124,7 +127,8 @@ class Told(NamedTuple):
         At best they run side by side as many as may be in flight, each as quick as those seen; at
         worst the machine gives no more answers a second than it gave then. Which of the two, those
         seen tell the better the more of them there were: a few never filled the machine, two
-        windows of them did, and then it gives what it gave.
+        windows of them did, and then it gives what it gave. (Another run may have asked fewer at
+        once: its calls count by how many of the window they were.)
         """
         seen = self.calls
         if not seen or not calls:
@@ -137,6 +141,8 @@ class Told(NamedTuple):
         low = max(low, alone)
         high = max(high, low)
         filled = min(1.0, len(seen) / (2 * concurrency))
+        if self.where != OWN and busy:
+            filled *= min(1.0, alone * len(seen) / busy / concurrency)
         toward_high = (1 + filled) / 2 if as_then >= side_by_side else 0.5
         point = low * (high / low) ** toward_high
         asking = Figure(low / 1.25, point, high * 1.25)
@@ -197,7 +203,7 @@ class History:
 
     def _of(self, model: str) -> list[tuple[str, list[StoredCall]]]:
         if model not in self._known:
-            stores = [("this run", self._own)] if self._own is not None else []
+            stores = [(OWN, self._own)] if self._own is not None else []
             found = [
                 (where, store.of_model(model, MOST)) for where, store in [*stores, *self._others]
             ]

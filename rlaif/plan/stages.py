@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rlaif.constitution import load_constitution
 from rlaif.datasets import load_prompts
+from rlaif.files import read_jsonl
 from rlaif.judge.aggregate import Pair
 from rlaif.judge.ask import EXAMPLE, Tiers
 from rlaif.judge.config import JudgeConfig
@@ -31,6 +32,7 @@ from rlaif.recipe import SFT, RunConfig
 from rlaif.revise import revision_id
 from rlaif.stages import certify, revise, train_rl
 from rlaif.stages.train_rl import RLConfig
+from rlaif.train.rl_settings import draws
 from rlaif.types import Prompt, Response
 
 Answered = tuple[Prompt, list[tuple[Response, Text]]]
@@ -66,27 +68,41 @@ def calls_of(config: RunConfig, out: Path, history: History) -> Calls:
     calls.judge("judge", config.judge, tiers, pairs, texts)
     _compare(calls, config, out, prompts, policy, start, tiers)
     if config.rl is not None and config.rl.judge is not None:
-        _rl(calls, config, config.rl, groups, tiers)
+        _rl(calls, config, config.rl, out, groups, tiers)
     return calls
 
 
 def _rl(
-    calls: Calls, config: RunConfig, rl: RLConfig, groups: Sequence[Answered], tiers: Tiers
+    calls: Calls,
+    config: RunConfig,
+    rl: RLConfig,
+    out: Path,
+    groups: Sequence[Answered],
+    tiers: Tiers,
 ) -> None:
-    """The trained policy's answers beside the start's, taken to be like those that were sampled."""
+    """The trained policy's answers beside the start's; before there are any, they are taken to be
+    like those that were sampled."""
+    judge = config.judge.of(str(rl.judge)).in_both_orders()
+    voice_of(judge.first, "rl.judge")
+    there = out / "rl" / train_rl.ANSWERS
+    if there.is_file():
+        pairs = train_rl.judged_pairs(read_jsonl(there, train_rl.Answered), rl.judged)
+        calls.judge("train-rl", judge, tiers, pairs, {})
+        return
     splits = split_by_prompt((p.id for p, _ in groups), config.pairs.test_fraction, config.seed)
-    pairs: list[Pair] = []
+    training = [(p, answers) for p, answers in groups if splits[p.id] == "train" and answers]
+    asked, each = draws(len(training), rl) if training else (0, 0)
+    answers = []
     texts: dict[str, Text] = {}
-    for prompt, answers in groups:
-        for i in range(rl.samples if splits[prompt.id] == "train" and answers else 0):
-            drawn = []
-            for k, name in enumerate(("rl", "start")):
-                found, text = answers[(i + k) % len(answers)]
-                drawn.append(found.model_copy(update={"id": f"{name}:{prompt.id}/{i}"}))
-                texts[drawn[-1].id] = text
-            pairs.append(Pair(prompt, *drawn))
-    judge = train_rl.asked_judge(str(rl.judge), config.judge)
-    calls.judge("train-rl", judge, tiers, pairs[: rl.judged], texts)
+    for prompt, sampled in training[:asked]:
+        for n in range(each):
+            drawn = [sampled[(n + k) % len(sampled)][1] for k in range(2)]
+            texts |= {
+                f"{name}:{prompt.id}/{n}": t for name, t in zip(("rl", "start"), drawn, strict=True)
+            }
+            one, other = (text.text for text in drawn)
+            answers.append(train_rl.Answered(prompt=prompt, trained=one, start=other))
+    calls.judge("train-rl", judge, tiers, train_rl.judged_pairs(answers, rl.judged), texts)
 
 
 def _revise_tails(prepared: revise.Prepared) -> list[str]:

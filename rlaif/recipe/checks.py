@@ -63,7 +63,7 @@ def check(config: RunConfig, stages: Sequence[str], out: Path) -> None:
         train_rl.check(rl)
         if rl.judge is not None:
             check_model(rl.judge, "rl.judge")
-            _check_way(train_rl.asked_judge(rl.judge, config.judge).first, "rl.judge")
+            _check_way(config.judge.of(rl.judge).first, "rl.judge")
     if {"sample", "revise"} & set(stages):
         check_model(policy, "policy.model")
     if {"certify", "judge", "compare"} & set(stages):

@@ -90,7 +90,7 @@ async def run(
             fix="run `rlaif train-rm` first",
         )
     function = _function(config.gold.function) if config.gold.function else None
-    if config.gold.judge is not None and config.gold.judge == judge.model:
+    if config.gold.judge in {asked.model for _, asked in judge.judges()}:
         say("warning: the judge that labelled is its own gold here; name another one")
     prompts = _held_out(work)[: config.limit]
     out = work.directory / "overoptimize"
@@ -222,7 +222,7 @@ async def _judged(
     """Each answer's weighted mean over the principles; one that is unscored fails the stage, since
     a gap would move every n."""
     constitution, _ = load_constitution(judge.constitution)
-    asked = judge.model_copy(update={"model": model, "panel": (), "cascade": None, "gate": None})
+    asked = judge.of(model)
     questions = [
         Question(prompt, response, principle)
         for prompt, row in zip(prompts, responses, strict=True)

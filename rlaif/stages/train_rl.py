@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import Field
 
 from rlaif.constitution import load_constitution
-from rlaif.errors import SetupError
+from rlaif.errors import SetupError, TooManyFailures
 from rlaif.evaluate.intervals import clustered_share
 from rlaif.evaluate.rl import Finding, JudgeCheck, RLSection, alarms, judged
 from rlaif.files import digest, read_jsonl, write_jsonl, write_text
@@ -25,6 +26,8 @@ from rlaif.stages._training import Steps, interruptible, make_once, start_weight
 from rlaif.train.rl_settings import Measure, RLSettings, require_trl
 from rlaif.types import Prompt, Record, Response
 from rlaif.workspace import STAMP, Workspace
+
+ANSWERS = "answers.jsonl"
 
 
 class RLConfig(RLSettings):
@@ -53,10 +56,32 @@ class Answered(Record):
     """An answer of the trained policy."""
 
 
-def asked_judge(model: str, judge: JudgeConfig) -> JudgeConfig:
-    """How `rl.judge` is asked."""
-    alone = {"model": model, "panel": (), "cascade": None, "gate": None}
-    return judge.model_copy(update=alone).in_both_orders()
+def judged_pairs(answers: Sequence[Answered], most: int) -> list[Pair]:
+    """What the judge is asked about: the first answer to each prompt before the second to any, the
+    trained policy's before the start's."""
+    nth: Counter[str] = Counter()
+    numbered = []
+    for of in answers:
+        numbered.append((nth[of.prompt.id], of))
+        nth[of.prompt.id] += 1
+    numbered.sort(key=lambda pair: pair[0])
+    return [
+        Pair(
+            of.prompt,
+            *(
+                Response(
+                    id=f"{name}:{of.prompt.id}/{n}",
+                    prompt_id=of.prompt.id,
+                    text=text,
+                    finish_reason="stop",
+                    model="",
+                    call="",
+                )
+                for name, text in (("rl", of.trained), ("start", of.start))
+            ),
+        )
+        for n, of in numbered[:most]
+    ]
 
 
 def check(config: RLConfig) -> None:
@@ -107,9 +132,7 @@ async def run(
         make_once("rl", out, data, settings, start, work, make)
         found = None
         if config.judge is not None:
-            if config.judge == judge.model:
-                say("warning: the judge that labelled checks the reward; name another one")
-            found = await _judge(config, asked_judge(config.judge, judge), out, bill, work)
+            found = await _judge(config.judge, config.judged, judge, out, bill, work)
         trained = RLSection.model_validate(work.part("rl"))
         section = judged(trained, found)
         if section != trained:
@@ -118,43 +141,37 @@ async def run(
     for finding in section.findings:
         if finding.kind == "judge":
             say(f"alarm (judge): {finding.text}")
+    if found is not None and found.unscored > judge.max_unscored * found.comparisons:
+        raise TooManyFailures(
+            f"{found.unscored} of {found.comparisons} comparisons by rl.judge ended unscored, "
+            f"judge.max_unscored allows {judge.max_unscored:.0%}; the policy is kept"
+        )
 
 
 async def _judge(
-    config: RLConfig, judge: JudgeConfig, out: Path, bill: Bill, work: Workspace
+    model: str, most: int, labeler: JudgeConfig, out: Path, bill: Bill, work: Workspace
 ) -> JudgeCheck:
-    constitution, _ = load_constitution(judge.constitution)
-    answers = read_jsonl(out / "answers.jsonl", Answered)[: config.judged]
-    pairs = [
-        Pair(
-            of.prompt,
-            *(
-                Response(
-                    id=f"{name}:{of.prompt.id}/{i}",
-                    prompt_id=of.prompt.id,
-                    text=text,
-                    finish_reason="stop",
-                    model="",
-                    call="",
-                )
-                for name, text in (("rl", of.trained), ("start", of.start))
-            ),
-        )
-        for i, of in enumerate(answers)
-    ]
+    constitution, _ = load_constitution(labeler.constitution)
+    pairs = judged_pairs(read_jsonl(out / ANSWERS, Answered), most)
     panel = Panel(
-        judge, constitution, work.seed, lambda asked, _: work.pool.open(asked, "rl.judge", bill)
+        labeler.of(model).in_both_orders(),
+        constitution,
+        work.seed,
+        lambda asked, _: work.pool.open(asked, "rl.judge", bill),
     )
-    found = (await panel.judge_pairs(pairs, progress)).comparisons
+    found = await panel.judge_pairs(pairs, progress)
+    write_jsonl(out / "judgments.jsonl", found.judgments)
+    write_jsonl(out / "comparisons.jsonl", found.comparisons)
     credit = {"A": 1.0, "B": 0.0, "tie": 0.5}
-    won = [(credit[c.outcome], c.prompt_id) for c in found if c.outcome != "unscored"]
+    won = [(credit[c.outcome], c.prompt_id) for c in found.comparisons if c.outcome != "unscored"]
     return JudgeCheck(
-        judge=str(config.judge),
+        judge=model,
+        labelled=model in {asked.model for _, asked in labeler.judges()},
         win_rate=clustered_share([w for w, _ in won], [i for _, i in won], work.seed)
         if won
         else None,
-        comparisons=len(found),
-        unscored=len(found) - len(won),
+        comparisons=len(pairs),
+        unscored=len(pairs) - len(won),
     )
 
 
@@ -201,7 +218,7 @@ def _fit(
             say,
         )
     write_jsonl(
-        out / "answers.jsonl",
+        out / ANSWERS,
         [Answered(prompt=p, start=before, trained=after) for p, before, after in result.answers],
     )
     return RLSection(

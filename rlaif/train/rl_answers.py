@@ -15,7 +15,7 @@ from rlaif.train.collate import Batch
 from rlaif.train.ensemble import load_members
 from rlaif.train.groups import EncodedGroup, encode
 from rlaif.train.loading import device, in_precision, load_tokenizer, pad_id, quiet
-from rlaif.train.rl_settings import Measure, RLSettings, measure
+from rlaif.train.rl_settings import Measure, RLSettings, draws, measure
 from rlaif.train.scale import Array, How, RewardScale, combined, scale_of
 from rlaif.train.scorers import RewardScorer, response_log_probs, score_groups
 from rlaif.types import Prompt
@@ -150,8 +150,7 @@ class AnswerReader:
     def draw(self) -> Answers:
         """Some `normalise_on` answers of the policy, as many to each of the first prompts."""
         settings = self._settings
-        asked = min(len(self.prompts), -(-settings.normalise_on // settings.samples))
-        each = max(settings.samples, -(-settings.normalise_on // asked))
+        asked, each = draws(len(self.prompts), settings)
         numbers = [n for n in range(asked) for _ in range(each)]
         rows = settings.batch_prompts * settings.samples
         tokens_N = []

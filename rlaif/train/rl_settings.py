@@ -91,6 +91,12 @@ class Measure(Record):
     """Share of answers that the token limit cut."""
 
 
+def draws(prompts: int, settings: RLSettings) -> tuple[int, int]:
+    """How many of so many prompts the start policy is measured on, and by how many answers each."""
+    asked = min(prompts, -(-settings.normalise_on // settings.samples))
+    return asked, max(settings.samples, -(-settings.normalise_on // asked))
+
+
 def require_trl() -> None:
     """Raises SetupError that names the extra when TRL is not installed."""
     if importlib.util.find_spec("trl") is None:
