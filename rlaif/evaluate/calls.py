@@ -16,7 +16,7 @@ from rlaif.files import read_jsonl
 from rlaif.types import ChatReply, ChatRequest, Choice, Comparison, Judgment, Response
 
 M = TypeVar("M", bound=BaseModel)
-PLACES = ("", "compare", "revisions/judged")
+PLACES = ("", "compare", "revisions/judged", "rl")
 """Folders of a run with labels in them."""
 CERTIFICATE = ("certificate_comparisons.jsonl", "certificate_judgments.jsonl")
 
