@@ -25,6 +25,7 @@ from transformers import AutoTokenizer, set_seed
 from rlaif import rows as rows_module
 from rlaif.errors import SetupError
 from rlaif.rows import open_rows, row_writer
+from rlaif.stages import scoring
 from rlaif.train.loading import load_reward
 from rlaif.train.reward_model import RewardModel
 from rlaif.train.scale import RewardScale, write_scale
@@ -230,6 +231,11 @@ GOOD = {"prompt": "Q", "response": "A"}
             "r.jsonl:2: score: is there already (drop that column, or give a --prefix)",
         ),
         ([], "r.jsonl: has no rows"),
+        (
+            [GOOD, '{"prompt": "Q", "response": "A", "x": ' + "1" * 5000 + "}"],
+            "r.jsonl:2: an integer has too many digits (write it as text)",
+        ),
+        ([GOOD, {**GOOD, "\ud800": 1}], "r.jsonl:2: \\ud800: JSON has no such value"),
     ],
 )
 def test_a_bad_row_is_one_line_before_anything_is_scored(
@@ -259,6 +265,107 @@ def test_a_bad_row_of_a_table_is_named_by_its_number(rm: str, run_cli: Cli) -> N
     assert line.startswith("w.parquet: row 1: when: JSON has no such value")
     assert "name an --out that ends in .parquet" in line
     assert run_cli("score", rm, "w.parquet").code == 0
+
+
+@pytest.fixture
+def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever loads a reward model has checked too little."""
+
+    def load(*_: object, **__: object) -> None:
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr(RewardModel, "load", load)
+
+
+BIG = 2**60 + 1
+NO_FIELD = "Parquet has no such type: Cannot write struct type"
+NOT_HELD = "lines {} have an integer that a float does not hold, and other rows have a float there"
+
+
+@pytest.mark.usefixtures("no_model")
+@pytest.mark.parametrize("out", ["x.parquet", "x"])
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ([{}, None, {}, {}], f"x: {NO_FIELD}"),
+        ([None, None, [{}]], f"x: {NO_FIELD}"),
+        ([{"a": [{"b": {}}]}], f"x: {NO_FIELD}"),
+        ([1, BIG, 1, 2.5], f"x: {NOT_HELD.format('1 to 2')}"),
+        ([1.5, 1, 1, -BIG], f"x: {NOT_HELD.format('3 to 4')}"),
+        ([{"a": [BIG]}, None, None, {"a": [0.5]}], f"x.a.[]: {NOT_HELD.format('1 to 2')}"),
+    ],
+)
+def test_what_parquet_cannot_hold_is_said_before_the_model_is_loaded(
+    run_cli: Cli, monkeypatch: pytest.MonkeyPatch, out: str, values: list[Any], said: str
+) -> None:
+    monkeypatch.setattr(rows_module, "CHUNK", 2)
+    write("r.jsonl", *({**GOOD, "x": value} for value in values))
+    line = run_cli("score", "rm", "r.jsonl", "--out", out).refused()
+    assert line.startswith(f"r.jsonl: {said}")
+    assert line.endswith("(mend the rows, or name an --out that ends in .jsonl)")
+    assert [p.name for p in Path().iterdir()] == ["r.jsonl"]
+
+
+def test_large_integers_and_late_fields_go_through_where_parquet_holds_them(
+    rm: str, run_cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rows_module, "CHUNK", 2)
+    values = [{"n": BIG}, {"n": 2, "f": 2**53}, {}, {"f": 0.5}]
+    write("r.jsonl", *({**GOOD, "x": value} for value in values))
+    assert run_cli("score", rm, "r.jsonl", "--out", "x.parquet").code == 0
+    assert pq.read_table("x.parquet")["x"].to_pylist() == [
+        {"n": BIG, "f": None},
+        {"n": 2, "f": 2.0**53},
+        {"n": None, "f": None},
+        {"n": None, "f": 0.5},
+    ]
+
+
+@pytest.mark.parametrize("out", ["x.parquet", "x"])
+def test_rows_that_changed_after_they_were_checked_are_one_line(
+    empty_place: Path, out: str
+) -> None:
+    source = open_rows(write("r.jsonl", {**GOOD, "x": 1}))
+    writer = row_writer(Path(out), source, {"score": pa.float64()})
+    (chunk,) = source.chunks()
+    writer.see(chunk)
+    chunk.rows[0]["x"] = "text"
+    said = r"^r\.jsonl: its rows cannot be written to x"
+    with pytest.raises(SetupError, match=said), writer.opened() as add:
+        add(chunk, {"score": [1.0]})
+    assert [p.name for p in empty_place.iterdir()] == ["r.jsonl"]
+
+
+@pytest.mark.usefixtures("no_model")
+@pytest.mark.parametrize("out", ["x.parquet", "x.jsonl"])
+def test_a_table_that_python_cannot_read_is_one_line(run_cli: Cli, out: str) -> None:
+    good = pa.table({"prompt": ["Q"], "response": ["A"]})
+    far = pa.array([10**18], pa.timestamp("us"))
+    pq.write_table(good.append_column("when", far), "far.parquet")
+    line = run_cli("score", "rm", "far.parquet", "--out", out).refused()
+    assert line.startswith("far.parquet: when: rows 1 to 1: a value cannot be read: ")
+    one = pa.array([1])
+    pq.write_table(good.append_column("n", one).append_column("n", one), "twice.parquet")
+    line = run_cli("score", "rm", "twice.parquet", "--out", out).refused()
+    assert line == "twice.parquet: n: two columns have this name (rename one of them)"
+
+
+@pytest.mark.parametrize("out", ["x.jsonl", "x.parquet", "x"])
+def test_what_came_to_be_there_while_scoring_is_not_replaced(empty_place: Path, out: str) -> None:
+    source = open_rows(write("r.jsonl", GOOD))
+    writer = row_writer(Path(out), source, {"score": pa.float64()})
+    (chunk,) = source.chunks()
+    writer.see(chunk)
+
+    def overtaken() -> None:
+        with writer.opened() as add:
+            add(chunk, {"score": [1.0]})
+            Path(out).write_text("of another")
+
+    with pytest.raises(SetupError, match=f"^{out}: is there already"):
+        overtaken()
+    assert Path(out).read_text() == "of another"
+    assert sorted(p.name for p in empty_place.iterdir()) == ["r.jsonl", out]
 
 
 @pytest.mark.parametrize(
@@ -359,30 +466,62 @@ def test_the_best_of_n_is_the_first_of_the_highest_scores(
     )
 
 
-def test_the_best_of_n_takes_a_runs_folder(rm: str, scores: Scores, run_cli: Cli) -> None:
+def write_run(prompts: str, **answers: list[str]) -> None:
+    """A run of prompts with one letter each, and the answers to some of them, in their order."""
     Path("run").mkdir()
-    prompts = [
-        Prompt(id=name, messages=(Message(role="user", content=f"Q {name}"),)) for name in "ab"
+    asked = [
+        Prompt(id=name, messages=(Message(role="user", content=f"Q {name}"),)) for name in prompts
     ]
     responses = [
         Response(
-            id=f"a/{k}",
-            prompt_id="a",
+            id=f"{name}/{k}",
+            prompt_id=name,
             text=text,
             finish_reason="stop",
             model="served/m",
             call="0" * 64,
         )
-        for k, text in enumerate(("yes", "no"))
+        for name, texts in answers.items()
+        for k, text in enumerate(texts)
     ]
-    write("run/prompts.jsonl", *(p.model_dump(mode="json") for p in prompts))
+    write("run/prompts.jsonl", *(p.model_dump(mode="json") for p in asked))
     write("run/responses.jsonl", *(r.model_dump(mode="json") for r in responses))
+
+
+def test_the_best_of_n_takes_a_runs_folder(rm: str, scores: Scores, run_cli: Cli) -> None:
+    write_run("ab", a=["yes", "no"])
     assert run_cli("best-of-n", rm, "run").code == 0
     first, second = read("run/best-of-n.jsonl")
     assert first["prompt_id"] == "a"
     assert first["prompt"] == turns("Q a")
     assert first["score"] == pytest.approx(max(scores("Q a", ["yes", "no"])), abs=1e-5)
     assert (second["prompt_id"], second["n"]) == ("b", 0)
+
+
+def test_a_run_is_read_a_chunk_at_a_time_and_keeps_prompts_without_answers(
+    rm: str, run_cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rows_module, "CHUNK", 2)
+    write_run("abcdef", b=["yes"], d=["yes", "no"], e=["no"])
+    sizes: list[int] = []
+    scored = scoring._scored
+
+    def counted(*asked: Any) -> Any:
+        sizes.append(len(asked[2].rows))
+        return scored(*asked)
+
+    monkeypatch.setattr(scoring, "_scored", counted)
+    assert run_cli("best-of-n", rm, "run").code == 0
+    found = [(row["prompt_id"], row["n"]) for row in read("run/best-of-n.jsonl")]
+    assert found == [("a", 0), ("b", 1), ("c", 0), ("d", 2), ("e", 1), ("f", 0)]
+    assert sizes == [2, 2, 2]
+
+
+@pytest.mark.usefixtures("no_model")
+def test_a_run_whose_answers_stand_elsewhere_than_their_prompts_is_refused(run_cli: Cli) -> None:
+    write_run("ab", b=["yes"], a=["no"])
+    line = run_cli("best-of-n", "rm", "run").refused()
+    assert line.startswith("run/responses.jsonl: 'a/0' does not come where its prompt does")
 
 
 @pytest.mark.parametrize("out", ["x.jsonl", "x.parquet", "x"])

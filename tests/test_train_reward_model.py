@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -146,6 +147,37 @@ def test_a_prompt_may_be_text_or_messages_and_must_end_with_the_user(heads: str)
         model.score([*turns, {"role": "assistant", "content": "A"}], ["A"])
     with pytest.raises(SetupError, match="role"):
         model.score([{"role": "cook", "content": "A"}], ["A"])
+
+
+@pytest.mark.parametrize("prompt", [None, 3, {"role": "user", "content": "Q"}, b"Q"])
+def test_what_is_no_prompt_is_said(heads: str, prompt: Any) -> None:
+    with pytest.raises(SetupError, match="give a text, or messages"):
+        loaded_once(heads).score(prompt, ["A"])
+
+
+@pytest.mark.parametrize(
+    ("responses", "found"), [("abc", "'abc'"), ("", "''"), (None, "None"), (["A", 3], "3 among")]
+)
+def test_responses_are_a_list_of_texts_and_no_text(heads: str, responses: Any, found: str) -> None:
+    with pytest.raises(SetupError, match=f"^responses: found {found}.*give a list of texts"):
+        loaded_once(heads).score("hi", responses)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("how", "wrost"),
+        ("dtype", "bf16"),
+        ("penalty", -1.0),
+        ("penalty", math.inf),
+        ("max_length", 1),
+    ],
+)
+def test_a_setting_that_is_none_is_refused_before_anything_is_loaded(
+    setting: str, value: object
+) -> None:
+    with pytest.raises(SetupError, match=rf"^RewardModel\.load\('absent'\): {setting}: "):
+        loaded("absent", **{setting: value})
 
 
 def test_what_is_too_long_has_no_score_and_is_never_the_best(heads: str) -> None:

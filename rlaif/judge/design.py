@@ -5,11 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import combinations
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from rlaif.errors import SetupError
+from rlaif.files import each_jsonl
 from rlaif.judge.aggregate import Pair
 from rlaif.types import Prompt, Response
 
@@ -29,10 +32,12 @@ WIDEST = 100.0
 """Under a prior wider than this the sum of the scores is too loose for double precision."""
 
 
-def groups_in_order(prompts: Iterable[Prompt], responses: Iterable[Response]) -> Iterator[Group]:
+def groups_in_order(
+    prompts: Iterable[Prompt], responses: Iterable[Response], *, unanswered: bool
+) -> Iterator[Group]:
     """Each prompt with its responses, of prompts and responses that come in one order; a prompt
-    without a response is left out. Raises ValueError, at the end, for a response that comes in
-    another."""
+    without a response only if `unanswered`. Raises ValueError, at the end, for a response that
+    comes in another."""
     rest = iter(responses)
     response = next(rest, None)
     for prompt in prompts:
@@ -40,10 +45,22 @@ def groups_in_order(prompts: Iterable[Prompt], responses: Iterable[Response]) ->
         while response is not None and response.prompt_id == prompt.id:
             group.append(response)
             response = next(rest, None)
-        if group:
+        if group or unanswered:
             yield prompt, group
     if response is not None:
         raise ValueError(f"{response.id!r} does not come where its prompt does")
+
+
+def sampled(prompts: Path, responses: Path, *, unanswered: bool = False) -> Iterator[Group]:
+    """As `groups_in_order`, of the files that the sample stage writes. Raises SetupError."""
+    try:
+        yield from groups_in_order(
+            each_jsonl(prompts, Prompt), each_jsonl(responses, Response), unanswered=unanswered
+        )
+    except ValueError as e:
+        raise SetupError(
+            str(e), file=responses, fix="the file was changed by hand; run `rlaif sample` again"
+        ) from e
 
 
 def groups_of(

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from pydantic import BaseModel
 
 from rlaif.constitution import facts, load_constitution
-from rlaif.errors import SetupError, TooManyFailures
+from rlaif.errors import TooManyFailures
 from rlaif.evaluate.judge_figures import JudgeTally
-from rlaif.files import each_jsonl, jsonl_writer
+from rlaif.files import jsonl_writer
 from rlaif.judge.aggregate import Pair
 from rlaif.judge.ask import OfPair
 from rlaif.judge.config import JudgeConfig
-from rlaif.judge.design import Group, groups_in_order
+from rlaif.judge.design import Group, sampled
 from rlaif.judge.panel import Panel
 from rlaif.models.flow import Stream
 from rlaif.progress import progress
-from rlaif.types import Comparison, Prompt, Response
+from rlaif.types import Comparison
 from rlaif.workspace import Workspace
 
 
@@ -32,7 +32,8 @@ async def run(
     constitution, _ = load_constitution(config.constitution)
     if groups is None:
         # Once through, so that a bad row is found before anything is asked.
-        groups, total = _sampled(work), sum(1 for _ in _sampled(work))
+        total = sum(1 for _ in sampled(work.prompts, work.responses))
+        groups = sampled(work.prompts, work.responses)
     tally = JudgeTally(constitution, config.tie_margin)
     async with work.stage("judge") as bill:
         panel = Panel(
@@ -66,18 +67,6 @@ async def run(
             f"({', '.join(f'{reason} {n}' for reason, n in counts.unscored.items())}), "
             f"judge.max_unscored allows {config.max_unscored:.0%}; what was answered is kept"
         )
-
-
-def _sampled(work: Workspace) -> Iterator[Group]:
-    prompts, responses = each_jsonl(work.prompts, Prompt), each_jsonl(work.responses, Response)
-    try:
-        yield from groups_in_order(prompts, responses)
-    except ValueError as e:
-        raise SetupError(
-            str(e),
-            file=work.responses,
-            fix="the file was changed by hand; run `rlaif sample` again",
-        ) from e
 
 
 class _Told:

@@ -8,17 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyarrow as pa
-from pydantic import Field
 
 from rlaif.errors import SetupError
 from rlaif.evaluate.overoptimization import kl_of_best_of
-from rlaif.files import read_jsonl
 from rlaif.gold.layouts import NoPair, answered, context_of
+from rlaif.judge.design import sampled
 from rlaif.progress import progress
-from rlaif.rows import Chunk, Row, RowSource, RowWriter, open_rows, row_writer
-from rlaif.train.scale import How, Score, best
-from rlaif.train.settings import Precision, require_torch
-from rlaif.types import Message, Prompt, Record, Response
+from rlaif.rows import Chunk, Row, RowSource, RowWriter, chunked, open_rows, row_writer
+from rlaif.train.scale import Score, best
+from rlaif.train.settings import ScoringSettings, require_torch
+from rlaif.types import Message, Prompt
 
 if TYPE_CHECKING:
     from rlaif.train.reward_model import RewardModel
@@ -26,19 +25,9 @@ if TYPE_CHECKING:
 SCORES = pa.list_(pa.float64())
 
 
-class ScoringConfig(Record):
+class ScoringConfig(ScoringSettings):
     """How a reward model is asked, and how its columns are named."""
 
-    how: How = "mean"
-    """What an ensemble's members make together: their mean, the worst of them, or uncertain: the
-    mean less `penalty` times their variance."""
-    penalty: float = Field(default=1.0, ge=0.0)
-    """Lambda of `uncertain`, in normalised scores."""
-    max_length: int | None = Field(default=None, gt=1)
-    """Tokens that prompt and response may have together; none: what the model takes. A longer
-    response has no score."""
-    dtype: Precision = "float32"
-    """Precision of the forward pass."""
     prefix: str = ""
     """Begins the name of each new column."""
 
@@ -191,6 +180,7 @@ def _checked(source: RowSource, layout: Layout, writer: RowWriter) -> int:
         rows += len(chunk.rows)
     if not rows:
         raise SetupError("has no rows", file=source.name, fix="give some rows to score")
+    writer.all_seen()
     return rows
 
 
@@ -352,18 +342,17 @@ def _is_run(path: Path) -> bool:
 
 def _run_source(run: Path) -> RowSource:
     """A run's prompts with what its policy answered, a row a prompt."""
-    answers: dict[str, list[str]] = {}
-    for response in read_jsonl(run / "responses.jsonl", Response):
-        answers.setdefault(response.prompt_id, []).append(response.text)
-    rows = [
-        {
-            "prompt_id": prompt.id,
-            "prompt": [m.model_dump() for m in prompt.messages],
-            "responses": answers.get(prompt.id, []),
-        }
-        for prompt in read_jsonl(run / "prompts.jsonl", Prompt)
-    ]
-    return RowSource(str(run / "responses.jsonl"), False, lambda: iter([Chunk(1, rows, None)]))
+    prompts, responses = run / "prompts.jsonl", run / "responses.jsonl"
+
+    def rows() -> Iterator[Row]:
+        for prompt, answers in sampled(prompts, responses, unanswered=True):
+            yield {
+                "prompt_id": prompt.id,
+                "prompt": [m.model_dump() for m in prompt.messages],
+                "responses": [response.text for response in answers],
+            }
+
+    return RowSource(str(responses), False, lambda: chunked(rows()))
 
 
 def _beside(rows: str, what: str) -> Path:

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from transformers import PreTrainedTokenizerBase
 
 from rlaif.errors import SetupError
+from rlaif.gold.sources import shown
 from rlaif.progress import say
 from rlaif.train import loading
 from rlaif.train.collate import pieces
@@ -31,8 +32,9 @@ from rlaif.train.scale import (
     read_scale,
 )
 from rlaif.train.scorers import TOKENS_AT_ONCE, RewardScorer, packs, score_groups
-from rlaif.train.settings import Precision
+from rlaif.train.settings import Precision, ScoringSettings
 from rlaif.types import Message, Prompt
+from rlaif.yamlfile import validate
 
 WINDOW_TOKENS = 16 * TOKENS_AT_ONCE
 """Tokens that are tokenised ahead, so that like lengths can run together."""
@@ -97,9 +99,12 @@ class RewardModel:
         `how` an ensemble's members become one score, with `penalty`: see `scale.combined`.
         `max_length`: tokens that prompt and response may have together; None: what the model's
         positions allow. `device`: None is the accelerator, if there is one. `dtype`: of the forward
-        pass; weights stay in float32. Raises SetupError for what is no reward model.
+        pass; weights stay in float32. Raises SetupError for what is no reward model, and for a
+        setting that `ScoringSettings` does not take.
         """
         name = str(folder)
+        given = {"how": how, "penalty": penalty, "max_length": max_length, "dtype": dtype}
+        asked = validate(ScoringSettings, given, None, f"RewardModel.load({name!r})")
         tokenizer = loading.load_tokenizer(name)
         place = loading.device() if device is None else torch.device(device)
         models = load_members(name, loading.pad_id(tokenizer))
@@ -115,18 +120,16 @@ class RewardModel:
                 file=name,
                 fix="train it again",
             )
-        if max_length is None:
-            max_length = _context(models[0].config, name)
         return cls(
             name,
             members,
             tokenizer,
             scale,
-            how=how,
-            penalty=penalty,
-            max_length=max_length,
+            how=asked.how,
+            penalty=asked.penalty,
+            max_length=asked.max_length or _context(models[0].config, name),
             device=place,
-            dtype=dtype,
+            dtype=asked.dtype,
         )
 
     def score(self, prompt: Asked, responses: Sequence[str]) -> list[Score | None]:
@@ -143,12 +146,13 @@ class RewardModel:
         Items are taken as they are needed, some `WINDOW_TOKENS` at once, and within these like
         lengths run together; a prompt is computed once for its responses. How items fall into
         batches changes no score beyond rounding. Raises SetupError for a prompt that is no
-        conversation, one that the chat template refuses, and a score that is not finite.
+        conversation, one that the chat template refuses, responses that are no texts, and a score
+        that is not finite.
         """
         window: list[tuple[list[int], list[list[int]]]] = []
         tokens = 0
         for prompt, responses in items:
-            prompt_ids, response_ids = self._encoded(as_prompt(prompt), responses)
+            prompt_ids, response_ids = self._encoded(as_prompt(prompt), as_texts(responses))
             window.append((prompt_ids, response_ids))
             tokens += len(prompt_ids) + sum(map(len, response_ids))
             if tokens >= WINDOW_TOKENS:
@@ -252,7 +256,12 @@ def as_prompt(asked: Asked) -> Prompt:
     with a user's turn."""
     if isinstance(asked, Prompt):
         return asked
-    turns: list[Any] = [{"role": "user", "content": asked}] if isinstance(asked, str) else [*asked]
+    fix = "give a text, or messages with role and content that end with the user's"
+    turns = (
+        [{"role": "user", "content": asked}]
+        if isinstance(asked, str)
+        else _several(asked, "prompt", fix)
+    )
     plain = [m.model_dump() if isinstance(m, Message) else m for m in turns]
     try:
         return Prompt.model_validate({"id": "", "messages": plain})
@@ -261,8 +270,24 @@ def as_prompt(asked: Asked) -> Prompt:
         raise SetupError(
             first["msg"].removeprefix("Value error, "),
             field=".".join(map(str, first["loc"])) or "prompt",
-            fix="give a text, or messages with role and content that end with the user's",
+            fix=fix,
         ) from e
+
+
+def as_texts(responses: Sequence[str]) -> list[str]:
+    """The responses to a prompt. Raises SetupError where they are no texts, or one text alone."""
+    fix = "give a list of texts"
+    texts = _several(responses, "responses", fix)
+    for text in texts:
+        if not isinstance(text, str):
+            raise SetupError(f"found {shown(text)} among them", field="responses", fix=fix)
+    return texts
+
+
+def _several(given: Any, field: str, fix: str) -> list[Any]:
+    if isinstance(given, str | Mapping) or not isinstance(given, Iterable):
+        raise SetupError(f"found {shown(given)}", field=field, fix=fix)
+    return [*given]
 
 
 def _heads(model: Any) -> int:

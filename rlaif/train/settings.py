@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from rlaif.errors import SetupError
 from rlaif.files import find
+from rlaif.train.scale import How
 from rlaif.types import Record
 
 Precision = Literal["float32", "bfloat16"]
@@ -124,6 +125,21 @@ class DPOSettings(PreferenceSettings):
         if self.loss == "ipo" and (self.margin or self.label_smoothing):
             raise ValueError("loss ipo has a target of its own; leave margin and label_smoothing 0")
         return self
+
+
+class ScoringSettings(Record):
+    """How a reward model is asked for scores."""
+
+    how: How = "mean"
+    """What an ensemble's members make together: their mean, the worst of them, or uncertain: the
+    mean less `penalty` times their variance."""
+    penalty: float = Field(default=1.0, ge=0.0, allow_inf_nan=False)
+    """Lambda of `uncertain`, in normalised scores."""
+    max_length: int | None = Field(default=None, gt=1)
+    """Tokens that prompt and response may have together; none: what the model takes. A longer
+    response has no score."""
+    dtype: Precision = "float32"
+    """Precision of the forward pass; weights stay in float32."""
 
 
 def require_torch() -> None:
