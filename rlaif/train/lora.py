@@ -26,7 +26,8 @@ class Adapted:
         config = LoraConfig(
             r=settings.rank,
             lora_alpha=settings.alpha,
-            lora_dropout=settings.dropout,
+            # A group in two passes is scored twice, and must be scored alike.
+            lora_dropout=0.0,
             target_modules=(
                 "all-linear" if settings.targets == ("all-linear",) else list(settings.targets)
             ),

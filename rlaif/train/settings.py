@@ -22,8 +22,6 @@ class LoraSettings(Record):
     """Rank of each adapter."""
     alpha: int = Field(default=32, gt=0)
     """An adapter's product is scaled by alpha / rank."""
-    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
-    """Share of an adapter's inputs that is dropped in training."""
     targets: tuple[str, ...] = ("all-linear",)
     """Names of the layers that get one; all-linear: every linear layer but the head."""
 
