@@ -50,8 +50,11 @@ def measure(
         taken = cost[planned.stage]
         _row(planned.stage, "calls", planned.calls, taken["calls_made"])
         _row(planned.stage, "seconds", planned.seconds, taken["seconds"])
-    asking = [planned.seconds for planned in plan.stages if planned.stage in stages]
-    _row("all", "seconds", total([s for s in asking if s is not None]), wall_s)
+    asking = [e.seconds for e in plan.stages if e.stage in stages and e.seconds is not None]
+    if config.policy.model == config.judge.model:
+        _row("all", "seconds", total(asking), wall_s)
+    else:
+        _row("all", "seconds", max(asking, key=lambda s: s.point), wall_s)
 
 
 def _row(stage: str, what: str, planned: Figure | None, taken: float) -> None:

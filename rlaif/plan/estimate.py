@@ -16,7 +16,7 @@ from rlaif.plan.figures import ZERO, Figure, exactly, mean_to_come, total
 from rlaif.plan.history import History, Shape, Told, characters, shape_of
 from rlaif.plan.stages import calls_of
 from rlaif.plan.training import memory, training
-from rlaif.recipe import RunConfig
+from rlaif.recipe import RunConfig, at_once
 from rlaif.types import Message
 
 CHANCES: Mapping[Chance, Figure] = {
@@ -97,7 +97,7 @@ def estimate(
     memory_of = {stage: most for stage, most in told.items() if most is not None}
     return Plan(
         tuple(found),
-        _sum("total", sum(e.stored for e in found), found),
+        _total(config, found),
         tuple(notes.assumed),
         tuple(notes.measured),
         tuple(notes.unpriced),
@@ -294,6 +294,20 @@ def _sum(stage: str, stored: int, of: Sequence[Estimate]) -> Estimate:
         _known(e.seconds for e in of),
         _known(e.disk_bytes for e in of),
     )
+
+
+def _total(config: RunConfig, stages: Sequence[Estimate]) -> Estimate:
+    """The sum; two models that are asked at the same time take as long as the slower one."""
+    added = _sum("total", sum(e.stored for e in stages), stages)
+    both = [e.seconds for e in stages if e.stage in ("sample", "judge")]
+    if config.policy.model == config.judge.model or not at_once(config) or None in both:
+        return added
+    sampling, judging = (s for s in both if s is not None)
+    if added.seconds is None:
+        return added
+    meanwhile = Figure(*map(min, sampling, judging))
+    kept = Figure(*(all_s - s for all_s, s in zip(added.seconds, meanwhile, strict=True)))
+    return added._replace(seconds=kept)
 
 
 def _known(figures: Iterable[Figure | None]) -> Figure | None:

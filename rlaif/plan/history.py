@@ -135,14 +135,19 @@ class Told(NamedTuple):
             return exactly(0.0) if not calls else None
         alone = sum(call.seconds for call in seen) / len(seen)
         side_by_side = calls * alone / min(concurrency, calls)
-        busy = _busy([(call.answered - call.seconds, call.answered) for call in seen])
+        # Kinds that were in flight together (critiques and verdicts) share the time in which they
+        # were: each has its part of it, or their sum would count it twice.
+        spent = sum(call.seconds for call in seen)
+        of_all = spent / (sum(call.seconds for call in self.of_model) or 1.0)
+        spans = [(call.answered - call.seconds, call.answered) for call in self.of_model]
+        busy = _busy(spans) * of_all
         as_then = calls * busy / len(seen)
         low, high = sorted((side_by_side, as_then))
         low = max(low, alone)
         high = max(high, low)
         filled = min(1.0, len(seen) / (2 * concurrency))
         if self.where != OWN and busy:
-            filled *= min(1.0, alone * len(seen) / busy / concurrency)
+            filled *= min(1.0, spent / busy / concurrency)
         toward_high = (1 + filled) / 2 if as_then >= side_by_side else 0.5
         point = low * (high / low) ** toward_high
         asking = Figure(low / 1.25, point, high * 1.25)

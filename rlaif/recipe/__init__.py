@@ -4,12 +4,13 @@ from rlaif.recipe.certifying import load_certify, run_certify
 from rlaif.recipe.checks import check_judges
 from rlaif.recipe.config import SFT, RunConfig, load_run, recipes
 from rlaif.recipe.overoptimizing import run_overoptimize
-from rlaif.recipe.running import STAGES, execute
+from rlaif.recipe.running import STAGES, at_once, execute
 
 __all__ = [
     "SFT",
     "STAGES",
     "RunConfig",
+    "at_once",
     "check_judges",
     "execute",
     "load_certify",

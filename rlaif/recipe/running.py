@@ -122,7 +122,7 @@ async def _execute(
     work = Workspace(out, config.seed, {"transformers": open_transformers}, gate)
     after_sft = config.after_sft(out)
     steps: list[tuple[str, Run]] = [(stage, STAGES[stage]) for stage in stages]
-    if {"sample", "judge"} <= set(stages) and _at_once(after_sft):
+    if {"sample", "judge"} <= set(stages) and at_once(after_sft):
         judging = "certify" in stages
         steps = [
             (s, partial(_sample_and_judge, certified=judging) if s == "sample" else run)
@@ -155,7 +155,7 @@ async def _execute(
         await work.close()
 
 
-def _at_once(config: RunConfig) -> bool:
+def at_once(config: RunConfig) -> bool:
     """Whether the judge can be asked while the policy is: one judge alone, and not two servers to
     be held in memory."""
     models = [config.policy, *(asked for _, asked in config.judge.judges())]
