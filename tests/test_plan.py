@@ -427,10 +427,6 @@ def test_time_is_between_side_by_side_and_as_fast_as_it_was() -> None:
     filling = [call._replace(answered=102.0 + 2 * i) for i in range(4) for call in calls]
     filled = Told(filling, filling, OWN).seconds(8, 8)
     assert filled == pytest.approx((2 / 1.25, 4, 4 * 1.25), rel=0.01)
-    # The last one of a stage, alone for long, says nothing of the rate before.
-    last = calls[0]._replace(seconds=50.0, answered=158.0)
-    with_last = Told(filling, [*filling, last], OWN).seconds(8, 8)
-    assert with_last == pytest.approx((2 / 1.25, 4, 4 * 1.25), rel=0.01)
     # Verdicts and critiques that were in flight together each take their part of the time.
     both = Told(filling, [*filling, *filling], OWN).seconds(8, 8)
     assert both == pytest.approx((2 / 1.25, 2, 2 * 1.25), rel=0.01)

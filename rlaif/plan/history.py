@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from itertools import pairwise
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -136,35 +135,32 @@ class Told(NamedTuple):
             return exactly(0.0) if not calls else None
         alone = sum(call.seconds for call in seen) / len(seen)
         side_by_side = calls * alone / min(concurrency, calls)
-        # Little's law, of all kinds together: critiques and verdicts that were in flight at once
-        # share the time in which they were.
-        at_once = _at_once([(c.answered - c.seconds, c.answered) for c in self.of_model])
-        as_then = calls * alone / at_once
+        # Kinds that were in flight together (critiques and verdicts) share the time in which they
+        # were: each has its part of it, or their sum would count it twice.
+        spent = sum(call.seconds for call in seen)
+        of_all = spent / (sum(call.seconds for call in self.of_model) or 1.0)
+        spans = [(call.answered - call.seconds, call.answered) for call in self.of_model]
+        busy = _busy(spans) * of_all
+        as_then = calls * busy / len(seen)
         low, high = sorted((side_by_side, as_then))
         low = max(low, alone)
         high = max(high, low)
         filled = min(1.0, len(seen) / (2 * concurrency))
-        if self.where != OWN:
-            filled *= min(1.0, at_once / concurrency)
+        if self.where != OWN and busy:
+            filled *= min(1.0, spent / busy / concurrency)
         toward_high = (1 + filled) / 2 if as_then >= side_by_side else 0.5
         point = low * (high / low) ** toward_high
         asking = Figure(low / 1.25, point, high * 1.25)
         return asking + OWN_S.times(exactly(calls))
 
 
-def _at_once(spans: Sequence[tuple[float, float]]) -> float:
-    """Calls in flight: the mean over the time in which at least half as many were as at most, so
-    that the last few of a stage do not count."""
-    changes = sorted([(start, 1) for start, _ in spans] + [(end, -1) for _, end in spans])
-    pieces: list[tuple[float, int]] = []
-    in_flight = 0
-    for (at, change), (until, _) in pairwise(changes):
-        in_flight += change
-        if until > at and in_flight:
-            pieces.append((until - at, in_flight))
-    most = max((n for _, n in pieces), default=0)
-    dense = [(seconds, n) for seconds, n in pieces if 2 * n >= most]
-    return sum(s * n for s, n in dense) / sum(s for s, _ in dense) if dense else 1.0
+def _busy(spans: list[tuple[float, float]]) -> float:
+    """Seconds in which at least one of the calls was in flight."""
+    found, until = 0.0, float("-inf")
+    for start, end in sorted(spans):
+        found += max(end - max(start, until), 0.0)
+        until = max(until, end)
+    return found
 
 
 class History:
