@@ -204,6 +204,15 @@ def test_compare_before_training_says_so_before_anything_is_asked(tmp_path: Path
     assert "compare" not in report(tmp_path)["cost"]
 
 
+def test_another_reward_model_takes_away_what_was_said_of_its_agreement(tmp_path: Path) -> None:
+    run(tmp_path, (*LABELLING, "train-rm", "train-dpo", "compare"))
+    agreed = report(tmp_path)["comparison"]["rm_dpo_agreement"]
+    run(tmp_path, ("train-rm",))
+    assert report(tmp_path)["comparison"]["rm_dpo_agreement"] == agreed
+    run(tmp_path, ("train-rm",), "reward_model.epochs=1", reconfigure=True)
+    assert report(tmp_path)["comparison"] is None
+
+
 def test_a_killed_judge_stage_goes_on_where_it_was(tmp_path: Path) -> None:
     slow = ("judge.model=fake/shorter?delay=0.05", "judge.concurrency=1")
     whole, killed = tmp_path / "whole", tmp_path / "killed"

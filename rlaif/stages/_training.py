@@ -115,6 +115,9 @@ def make_once(
         return
     # Killed from here on, nothing is told of what may be half of the old and half of the new.
     work.drop_part(name)
+    if name == "reward_model":
+        # It says how far the reward model and DPO agree; `compare` asks nothing to say it again.
+        work.drop_part("comparison")
     work.save_part(name, make())
     # Last: whatever is killed before is made again.
     work.mark_made(out, inputs)
