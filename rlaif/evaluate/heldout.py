@@ -9,10 +9,22 @@ import numpy as np
 
 from rlaif.evaluate.intervals import Interval, clustered_share
 from rlaif.evaluate.metrics import agreement, longer_wins, pair_accuracy
-from rlaif.types import PreferenceGroup, Split
+from rlaif.types import Comparison, PreferenceGroup, Split
 
 Scores = Mapping[str, Sequence[float | None]]
 """Prompt id -> a score for each response of its group; None for a response that has none."""
+
+
+CREDIT = {"A": 1.0, "B": 0.0, "tie": 0.5}
+
+
+def win_rate(comparisons: Sequence[Comparison], seed: int) -> Interval | None:
+    """Share of the scored comparisons that the first response wins, ties half, clustered by prompt;
+    None where none is scored."""
+    scored = [c for c in comparisons if c.outcome != "unscored"]
+    if not scored:
+        return None
+    return clustered_share([CREDIT[c.outcome] for c in scored], [c.prompt_id for c in scored], seed)
 
 
 class Accuracy(NamedTuple):

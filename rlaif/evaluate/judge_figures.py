@@ -13,7 +13,7 @@ from rlaif.evaluate.intervals import Interval, clustered_mean, clustered_share
 from rlaif.evaluate.schema import JudgeSection, LabelsSection, LedgerRecord, PrincipleFigures
 from rlaif.judge.aggregate import Counting, Ledger, Pair, commonest, outcome_of, votes_of
 from rlaif.judge.ask import OfPair
-from rlaif.types import Comparison
+from rlaif.types import Comparison, Judgment
 
 
 class JudgeTally:
@@ -37,16 +37,15 @@ class JudgeTally:
     def judged(self, of_pair: OfPair) -> None:
         """Counts all judgments of one judge on one pair."""
         pair, judgments, comparison = of_pair
-        questions: dict[str, list[int]] = defaultdict(list)
-        for i, j in enumerate(judgments):
-            questions[j.principle_id].append(i)
+        questions: dict[str, list[Judgment]] = defaultdict(list)
+        for j in judgments:
+            questions[j.principle_id].append(j)
             self._judgments += 1
             if j.reason:
                 self._unscored[j.reason] += 1
             if j.label_mass is not None:
                 self._mass.add(j.label_mass)
-        for principle_id, asked in questions.items():
-            given = [judgments[i] for i in asked]
+        for principle_id, given in questions.items():
             vote = votes_of(given, len(given)).get(principle_id)
             outcome = outcome_of(vote, self._tie_margin, same_text=pair.same_text)
             reason = "" if vote is not None else commonest(j.reason for j in given)

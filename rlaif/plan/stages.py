@@ -83,6 +83,7 @@ def _rl(
     """The trained policy's answers beside the start's; before there are any, they are taken to be
     like those that were sampled."""
     judge = config.judge.of(str(rl.judge)).in_both_orders()
+    # For a mistake to be told by its own field: what follows knows `judge.model` alone.
     voice_of(judge.first, "rl.judge")
     there = out / "rl" / train_rl.ANSWERS
     if there.is_file():

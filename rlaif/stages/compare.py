@@ -11,8 +11,8 @@ from pydantic import Field
 
 from rlaif.constitution import load_constitution
 from rlaif.errors import SetupError, TooManyFailures
-from rlaif.evaluate.heldout import scorer_agreement
-from rlaif.evaluate.intervals import Interval, clustered_mean, clustered_share
+from rlaif.evaluate.heldout import scorer_agreement, win_rate
+from rlaif.evaluate.intervals import Interval, clustered_mean
 from rlaif.evaluate.schema import ComparisonSection, Example
 from rlaif.files import read_jsonl, write_jsonl, write_text
 from rlaif.judge.aggregate import Pair
@@ -220,14 +220,11 @@ def _section(
     seed: int,
 ) -> ComparisonSection:
     outcomes = Counter(c.outcome for c in comparisons)
-    credit = {"A": 1.0, "B": 0.0, "tie": 0.5}
-    scored = [c for c in comparisons if c.outcome != "unscored"]
-    won = [credit[c.outcome] for c in scored]
     words_dpo, words_start = _mean_words(dpo), _mean_words(start)
     both = sorted(set(words_dpo) & set(words_start))
     return ComparisonSection(
         rm_dpo_agreement=agreed,
-        win_rate=clustered_share(won, [c.prompt_id for c in scored], seed) if won else None,
+        win_rate=win_rate(comparisons, seed),
         wins=outcomes["A"],
         losses=outcomes["B"],
         ties=outcomes["tie"],

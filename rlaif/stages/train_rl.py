@@ -13,7 +13,7 @@ from pydantic import Field
 
 from rlaif.constitution import load_constitution
 from rlaif.errors import SetupError, TooManyFailures
-from rlaif.evaluate.intervals import clustered_share
+from rlaif.evaluate.heldout import win_rate
 from rlaif.evaluate.rl import Finding, JudgeCheck, RLSection, alarms, judged
 from rlaif.files import digest, read_jsonl, write_jsonl, write_text
 from rlaif.judge.aggregate import Pair
@@ -162,16 +162,12 @@ async def _judge(
     found = await panel.judge_pairs(pairs, progress)
     write_jsonl(out / "judgments.jsonl", found.judgments)
     write_jsonl(out / "comparisons.jsonl", found.comparisons)
-    credit = {"A": 1.0, "B": 0.0, "tie": 0.5}
-    won = [(credit[c.outcome], c.prompt_id) for c in found.comparisons if c.outcome != "unscored"]
     return JudgeCheck(
         judge=model,
         labelled=model in {asked.model for _, asked in labeler.judges()},
-        win_rate=clustered_share([w for w, _ in won], [i for _, i in won], work.seed)
-        if won
-        else None,
+        win_rate=win_rate(found.comparisons, work.seed),
         comparisons=len(pairs),
-        unscored=len(pairs) - len(won),
+        unscored=sum(c.outcome == "unscored" for c in found.comparisons),
     )
 
 
