@@ -25,6 +25,9 @@ class Answered(NamedTuple):
     """The calls that gave nothing."""
     unusable: list[str]
     """Why answers that came are none: filtered, refused by the API, or without text."""
+    drawn: list[tuple[int, ...]]
+    """The tokens of each answer, of those without text as well, where the sampling asks for them:
+    a mean over the policy's draws leaves none out."""
 
 
 class Sampled(NamedTuple):
@@ -33,6 +36,8 @@ class Sampled(NamedTuple):
     failed: list[CallError]
     unusable: dict[str, int]
     """Reason -> answers."""
+    drawn: list[tuple[Prompt, tuple[int, ...]]]
+    """As in `Answered`, each with its prompt."""
 
 
 def calls_a_prompt(k: int, max_n: int) -> int:
@@ -81,6 +86,7 @@ async def sample(
     responses: list[Response] = []
     failed: list[CallError] = []
     unusable: Counter[str] = Counter()
+    drawn: list[tuple[Prompt, tuple[int, ...]]] = []
     calls = 0
 
     def told(found: Answered) -> None:
@@ -89,22 +95,25 @@ async def sample(
         responses.extend(found.responses)
         failed.extend(found.failed)
         unusable.update(found.unusable)
+        drawn.extend((found.prompt, ids) for ids in found.drawn)
         advance(calls, client.note)
 
     await sample_each(prompts, k, sampling, client, told)
-    return Sampled(responses, failed, dict(sorted(unusable.items())))
+    return Sampled(responses, failed, dict(sorted(unusable.items())), drawn)
 
 
 def _read(
     prompt: Prompt, requests: Sequence[ChatRequest], answers: Sequence[Answer], per_call: int
 ) -> Answered:
-    found = Answered(prompt, [], [], [])
+    found = Answered(prompt, [], [], [], [])
     for request, answer in zip(requests, answers, strict=True):
         if isinstance(answer, CallError):
             found.failed.append(answer)
             continue
         key = call_key(request)
         for i, choice in enumerate(answer.choices, request.repeat * per_call):
+            if choice.token_ids:
+                found.drawn.append(choice.token_ids)
             if reason := _unusable(choice):
                 found.unusable.append(reason)
                 continue

@@ -223,6 +223,8 @@ class Sampling(Record):
     """Tells otherwise equal calls apart; sent to providers that take one."""
     top_logprobs: int = Field(default=0, ge=0, le=20)
     """How many alternatives of the *first* answered token to return; 0: none."""
+    token_ids: bool = False
+    """Whether to return the tokens of each answer: text does not say which ones were drawn."""
 
 
 class ChatRequest(Record):
@@ -249,6 +251,8 @@ class Choice(Record):
     finish_reason: str
     first_token: tuple[TokenLogprob, ...] = ()
     """Alternatives of the first token, likeliest first; empty where the server gives none."""
+    token_ids: tuple[int, ...] = ()
+    """The tokens as they were drawn, the end token among them; empty where nobody asked."""
 
 
 class ChatReply(Record):

@@ -214,9 +214,11 @@ def test_a_full_disk_is_told_and_loses_nothing(store: CallStore) -> None:
     assert len(store) == 1
 
 
-def test_calls_that_were_stored_before_there_were_menus_keep_their_keys() -> None:
+def test_what_requests_learned_to_ask_for_leaves_the_keys_of_older_calls() -> None:
     request = chat_request()
     plain = request.model_dump(mode="json")
-    del plain["menu"]
+    del plain["menu"], plain["sampling"]["token_ids"]
     assert call_key(request) == digest(plain)
+    tokens = request.sampling.model_copy(update={"token_ids": True})
+    assert call_key(request.model_copy(update={"sampling": tokens})) != call_key(request)
     assert call_key(request.model_copy(update={"menu": ("A", "B")})) != call_key(request)

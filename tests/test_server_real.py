@@ -24,10 +24,13 @@ from rlaif.judge.config import JudgeConfig
 from rlaif.judge.read import read_structured
 from rlaif.models import embedded
 from rlaif.models.client import Answer, Bill
+from rlaif.models.openai_wire import read_completion
 from rlaif.models.pool import ModelConfig, ModelPool
 from rlaif.models.server import ServerConfig, VLLMServer
 from rlaif.stages.constitution_test import run_constitution_test
-from rlaif.types import ChatReply, ChatRequest, Message, Sampling
+from rlaif.train.loading import load_tokenizer
+from rlaif.train.scoring import sampled_logprobs
+from rlaif.types import ChatReply, ChatRequest, Message, Prompt, Sampling
 
 pytestmark = pytest.mark.real
 
@@ -109,6 +112,36 @@ def test_it_answers_a_chat_with_the_first_tokens_log_probabilities(server: VLLMS
     assert len(first) == 5
     assert all(a.logprob >= b.logprob for a, b in itertools.pairwise(first))
     assert first[0].logprob <= 0.0
+
+
+def test_the_tokens_of_its_answers_have_the_log_probabilities_that_it_drew_them_with(
+    server: VLLMServer, weights: Path
+) -> None:
+    with openai.OpenAI(
+        base_url=server.base_url, api_key=server.api_key, max_retries=0, timeout=120
+    ) as client:
+        reply = client.chat.completions.create(
+            model=server.name,
+            messages=[{"role": "user", "content": QUESTION}],
+            temperature=1.0,
+            max_tokens=24,
+            n=4,
+            logprobs=True,
+            extra_body={"return_token_ids": True},
+        )
+    told = read_completion(reply.model_dump(), structured=False)
+    prompt = Prompt(id="0", messages=(Message(role="user", content=QUESTION),))
+    ours = sampled_logprobs(
+        str(weights), [(prompt, c.token_ids) for c in told.choices], 1024, lambda *_: None
+    )
+    tokenizer = load_tokenizer(str(weights))
+    for choice, theirs, log_prob in zip(told.choices, reply.choices, ours, strict=True):
+        assert tokenizer.decode(choice.token_ids, skip_special_tokens=True) == choice.text
+        assert (choice.token_ids[-1] == tokenizer.eos_token_id) == (choice.finish_reason == "stop")
+        assert theirs.logprobs is not None
+        assert theirs.logprobs.content is not None
+        drawn = sum(t.logprob for t in theirs.logprobs.content)
+        assert log_prob == pytest.approx(drawn, abs=0.02)
 
 
 def asked_through_anthropic(

@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from rlaif.errors import CallRejected, SetupError
 from rlaif.train.generate import TransformersModel
@@ -109,6 +110,20 @@ def test_an_answer_cut_by_the_limit_says_length_and_an_ended_one_stop(
     assert stopped
     assert not any("<|im_end|>" in choice.text for choice in long.choices)
     assert long.completion_tokens < 8 * 400
+
+
+def test_the_tokens_of_an_answer_are_told_where_they_are_asked_for_and_change_nothing(
+    model: TransformersModel, directory: str
+) -> None:
+    told = ask(model, request_of(n=3, token_ids=True))
+    plain = ask(model, request_of(n=3))
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    for choice, same in zip(told.choices, plain.choices, strict=True):
+        assert same.token_ids == ()
+        assert choice.text == same.text
+        assert tokenizer.decode(choice.token_ids, skip_special_tokens=True) == choice.text
+        assert (choice.token_ids[-1] == tokenizer.eos_token_id) == (choice.finish_reason == "stop")
+    assert sum(len(c.token_ids) for c in told.choices) == told.completion_tokens
 
 
 def test_what_does_not_fit_into_the_context_is_rejected(model: TransformersModel) -> None:

@@ -286,13 +286,13 @@ def test_the_models_are_gone_when_a_call_has_ended(
         (ensemble, "load_reward"),
     ):
         monkeypatch.setattr(module, name, remembered(getattr(module, name)))
-    prompt, responses = ITEMS[0]
+    prompt = ITEMS[0][0]
     calls: list[Callable[[], object]] = [
         lambda: train("rm", tiny, tmp_path / "rm"),
         lambda: train("dpo", tiny, tmp_path / "dpo"),
         lambda: score_reward(str(tmp_path / "rm"), ITEMS, 1024, quiet_step),
         lambda: response_logprobs(tiny, ITEMS, 1024, quiet_step),
-        lambda: sampled_logprobs(tiny, [(prompt, responses[0], True)], 1024, quiet_step),
+        lambda: sampled_logprobs(tiny, [(prompt, [1, 2])], 1024, quiet_step),
     ]
     for number, call in enumerate(calls, 1):
         call()
@@ -320,7 +320,8 @@ def test_the_log_probability_of_a_cut_response_is_that_of_its_text(tiny: str) ->
         tiny, items, 1024, quiet_step, [(True, False, False)]
     )
     ((all_ended, *_),) = response_logprobs(tiny, items, 1024, quiet_step)
-    (text,) = sampled_logprobs(tiny, [(prompt, "an answer", False)], 1024, quiet_step)
+    ids = AutoTokenizer.from_pretrained(tiny)("an answer")["input_ids"]
+    (text,) = sampled_logprobs(tiny, [(prompt, ids)], 1024, quiet_step)
     assert nothing is None
     assert cut == pytest.approx(text, abs=1e-4)
     assert whole == pytest.approx(all_ended, abs=1e-4)
@@ -409,22 +410,27 @@ def test_the_seconds_count_the_reference_too(
     assert train("dpo", tiny, tmp_path / "dpo").seconds == 1000
 
 
-def test_a_sample_counts_its_end_token_only_if_it_ended(tiny: str) -> None:
+def test_the_log_probability_of_a_sample_is_that_of_the_tokens_drawn_and_not_of_its_text(
+    tiny: str,
+) -> None:
     prompt = Prompt(id="0", messages=(Message(role="user", content="Q"),))
-    samples = [(prompt, "an answer", True), (prompt, "an answer", False), (prompt, "", False)]
-    ended, cut, nothing = sampled_logprobs(tiny, samples, 1024, lambda *_: None)
-
     tokenizer = AutoTokenizer.from_pretrained(tiny)
     model = AutoModelForCausalLM.from_pretrained(tiny)
-    opening = tokenizer.apply_chat_template(
-        [{"role": "user", "content": "Q"}], add_generation_prompt=True, tokenize=False
+    broken = [*tokenizer("an ")["input_ids"], *reversed(tokenizer("é")["input_ids"])]
+    assert tokenizer.decode(broken) == "an \ufffd\ufffd"
+    assert tokenizer("an \ufffd\ufffd")["input_ids"] != broken
+    drawn = [broken, [*broken, tokenizer.eos_token_id], []]
+    cut, ended, nothing = sampled_logprobs(
+        tiny, [(prompt, ids) for ids in drawn], 1024, lambda *_: None
     )
-    before = len(tokenizer(opening, add_special_tokens=False)["input_ids"])
-    ids = tokenizer(opening + "an answer", add_special_tokens=False)["input_ids"]
-    ids.append(tokenizer.eos_token_id)
+
+    before = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Q"}], add_generation_prompt=True, return_dict=True
+    )["input_ids"]
+    ids = [*before, *broken, tokenizer.eos_token_id]
     with torch.no_grad():
         log_probs_TV = model(torch.tensor([ids])).logits[0].log_softmax(-1)
-    each = [float(log_probs_TV[t - 1, ids[t]]) for t in range(before, len(ids))]
+    each = [float(log_probs_TV[t - 1, ids[t]]) for t in range(len(before), len(ids))]
     assert nothing is None
     assert cut == pytest.approx(sum(each[:-1]), abs=1e-4)
     assert ended == pytest.approx(sum(each), abs=1e-4)

@@ -27,8 +27,11 @@ def call_key(request: ChatRequest) -> str:
 def request_json(request: ChatRequest) -> str:
     """A request as it stands in the store, and as it is hashed."""
     plain = request.model_dump(mode="json")
+    # What is newer than a store leaves the keys of its calls as they were.
     if not request.menu:
-        del plain["menu"]  # calls that were stored before there were menus keep their keys
+        del plain["menu"]
+    if not request.sampling.token_ids:
+        del plain["sampling"]["token_ids"]
     return canonical(plain)
 
 

@@ -38,6 +38,8 @@ def body_of(request: ChatRequest, name: str, *, official: bool) -> dict[str, Any
         body["seed"] = sampling.seed
     if sampling.top_logprobs:
         body |= {"logprobs": True, "top_logprobs": sampling.top_logprobs}
+    if sampling.token_ids:
+        body["return_token_ids"] = True  # vLLM's own
     if request.menu:
         schema = verdict_schema(request.menu)
         body["response_format"] = {
@@ -118,6 +120,7 @@ def _choice(choice: Mapping[str, Any], *, structured: bool) -> Choice:
         text=(structured and message.get("refusal")) or message.get("content") or "",
         finish_reason=choice["finish_reason"],
         first_token=_first_token(choice.get("logprobs")),
+        token_ids=tuple(choice.get("token_ids") or ()),
     )
 
 

@@ -30,7 +30,7 @@ from rlaif.plan.history import History
 from rlaif.preferences import split_by_prompt
 from rlaif.recipe import SFT, RunConfig
 from rlaif.revise import revision_id
-from rlaif.stages import certify, revise, train_rl
+from rlaif.stages import certify, compare, revise, train_rl
 from rlaif.stages.train_rl import RLConfig
 from rlaif.train.rl_settings import draws
 from rlaif.types import Prompt, Response
@@ -206,7 +206,8 @@ def _compare(
     texts: dict[str, Text] = {}
     answered: list[dict[str, tuple[Prompt, Response]]] = []
     for name, voice in (("dpo", _trained(policy, out / "dpo", by_vllm)), ("start", before)):
-        groups = calls.sample("compare", voice, held_out, config.compare.samples, sampling)
+        asked = compare.with_tokens(sampling) if name == "dpo" else sampling
+        groups = calls.sample("compare", voice, held_out, config.compare.samples, asked)
         of_policy = {}
         for prompt, answers in groups:
             for found, text in answers:

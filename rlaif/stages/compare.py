@@ -21,7 +21,7 @@ from rlaif.judge.panel import Panel
 from rlaif.models.client import Bill
 from rlaif.models.names import parse_model
 from rlaif.models.pool import ModelConfig
-from rlaif.progress import progress
+from rlaif.progress import progress, say
 from rlaif.sample import sample
 from rlaif.stages._training import Start, Steps, interruptible, load_scores, start_weights
 from rlaif.train.settings import require_torch
@@ -77,14 +77,16 @@ async def run(
     start = start_weights(base, policy.model, "dpo")
     trained, untrained = _policies(config.engine, policy, start, base, work)
     async with work.stage("compare") as bill:
-        dpo = await _sample("dpo", config, trained, prompts, sampling, max_failed, bill, work)
-        first = await _sample("start", config, untrained, prompts, sampling, max_failed, bill, work)
+        asked = with_tokens(sampling)
+        dpo, drawn = await _sample("dpo", config, trained, prompts, asked, max_failed, bill, work)
+        first, _ = await _sample(
+            "start", config, untrained, prompts, sampling, max_failed, bill, work
+        )
         comparisons = await _judge(judge, prompts, dpo, first, bill, work)
         await work.pool.close_servers()
-        kl = None
-        # Samples at another temperature or from a nucleus are not draws from pi.
-        if sampling.temperature == 1.0 and sampling.top_p == 1.0:
-            kl = _kl(prompts, dpo, str(work.policy), start.weights, max_length, work)
+        kl = _kl(drawn, start.weights, max_length, work)
+        if kl is None and asked.token_ids:
+            say("compare: no tokens came with the policy's answers, so there is no KL")
     write_jsonl(work.compare / "responses.jsonl", [*dpo, *first])
     write_jsonl(work.compare / "comparisons.jsonl", comparisons)
     agreed = scorer_agreement(groups, reward_scores, dpo_scores, work.seed)
@@ -96,6 +98,13 @@ async def run(
             f"{section.unscored} of {len(comparisons)} comparisons of the policies ended "
             f"unscored, judge.max_unscored allows {judge.max_unscored:.0%}; the rest is kept"
         )
+
+
+def with_tokens(sampling: Sampling) -> Sampling:
+    """How the trained policy is asked: for its tokens where these are draws from pi, which samples
+    at another temperature or from a nucleus are not."""
+    from_pi = sampling.temperature == 1.0 and sampling.top_p == 1.0
+    return sampling.model_copy(update={"token_ids": from_pi})
 
 
 def _policies(
@@ -121,7 +130,8 @@ async def _sample(
     max_failed: float,
     bill: Bill,
     work: Workspace,
-) -> list[Response]:
+) -> tuple[list[Response], list[tuple[Prompt, tuple[int, ...]]]]:
+    """The answers, and the tokens drawn for each prompt where the sampling asks for them."""
     async with work.pool.open(model, f"{name} policy", bill) as client:
         with progress(f"{name} policy", len(prompts), "calls") as advance:
             found = await sample(prompts, config.samples, sampling, client, advance)
@@ -130,7 +140,7 @@ async def _sample(
             f"{len(found.failed)} of {len(prompts)} calls to the {name} policy failed, "
             f"sample.max_failed allows {max_failed:.0%}; the rest is kept"
         )
-    return [r.model_copy(update={"id": f"{name}:{r.id}"}) for r in found.responses]
+    return [r.model_copy(update={"id": f"{name}:{r.id}"}) for r in found.responses], found.drawn
 
 
 async def _judge(
@@ -163,17 +173,15 @@ async def _judge(
 
 
 def _kl(
-    prompts: Sequence[Prompt],
-    responses: Sequence[Response],
-    policy: str,
+    drawn: Sequence[tuple[Prompt, tuple[int, ...]]],
     reference: str,
     max_length: int,
     work: Workspace,
 ) -> Interval | None:
-    """KL(policy || reference) in nats a response: the mean over the policy's own answers of
-    log pi - log pi_ref. Computed once for the same answers, then read back."""
+    """KL(policy || reference) in nats a response: the mean over the policy's own draws of
+    log pi - log pi_ref. Computed once for the same draws, then read back."""
     inputs = {
-        "responses": [r.model_dump(mode="json") for r in responses],
+        "drawn": [(prompt.model_dump(mode="json"), ids) for prompt, ids in drawn],
         "reference": reference,
         "max_length": max_length,
     }
@@ -181,7 +189,7 @@ def _kl(
     if work.is_made(work.compare, inputs):
         log_ratios: list[tuple[str, float]] = json.loads(kept.read_text(encoding="utf-8"))
     else:
-        log_ratios = _log_ratios(prompts, responses, policy, reference, max_length)
+        log_ratios = _log_ratios(drawn, str(work.policy), reference, max_length)
         write_text(kept, json.dumps(log_ratios) + "\n")
         work.mark_made(work.compare, inputs)
     if not log_ratios:
@@ -190,23 +198,19 @@ def _kl(
 
 
 def _log_ratios(
-    prompts: Sequence[Prompt],
-    responses: Sequence[Response],
-    policy: str,
-    reference: str,
-    max_length: int,
+    drawn: Sequence[tuple[Prompt, tuple[int, ...]]], policy: str, reference: str, max_length: int
 ) -> list[tuple[str, float]]:
+    if not drawn:
+        return []
     from rlaif.train import scoring  # torch only where something is scored
 
-    by_id = {p.id: p for p in prompts}
-    drawn = [(by_id[r.prompt_id], r.text, r.ended) for r in responses]
     with interruptible(), Steps("KL, policy", "responses") as on_step:
         trained = scoring.sampled_logprobs(policy, drawn, max_length, on_step)
     with interruptible(), Steps("KL, reference", "responses") as on_step:
         before = scoring.sampled_logprobs(reference, drawn, max_length, on_step)
     return [
         (prompt.id, p - q)
-        for (prompt, _, _), p, q in zip(drawn, trained, before, strict=True)
+        for (prompt, _), p, q in zip(drawn, trained, before, strict=True)
         if p is not None and q is not None
     ]
 

@@ -302,7 +302,7 @@ async def ask(
 ) -> _Chains:
     async with work.pool.open(policy, "policy.model", bill) as client:
         with progress("originals", len(plan.prompts), "calls") as advance:
-            answers, failed, unusable = await sample(plan.prompts, 1, sampling, client, advance)
+            answers, failed, unusable, _ = await sample(plan.prompts, 1, sampling, client, advance)
         policy_name = client.model.identity
     by_id = {p.id: p for p in plan.prompts}
     originals = [

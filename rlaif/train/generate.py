@@ -82,6 +82,7 @@ class TransformersModel(ChatModel):
                     text=self._tokenizer.decode(ids[:length], skip_special_tokens=True),
                     finish_reason="length" if length is None else "stop",
                     first_token=alternatives,
+                    token_ids=tuple(ids[:length]) if sampling.token_ids else (),
                 )
             )
         return ChatReply(
@@ -130,4 +131,6 @@ class _FirstLogits(LogitsProcessor):
 
 
 def _seed(request: ChatRequest) -> int:
-    return int.from_bytes(hashlib.sha256(request.model_dump_json().encode()).digest()[:7], "big")
+    # Whether the tokens are told changes no answer.
+    asked = request.model_dump_json(exclude={"sampling": {"token_ids"}})
+    return int.from_bytes(hashlib.sha256(asked.encode()).digest()[:7], "big")

@@ -84,18 +84,11 @@ def encode(
     return prompt_ids[:shared], [ids[shared:] for ids in full_ids]
 
 
-def encode_sample(
-    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, text: str, ended: bool
-) -> tuple[list[int], list[list[int]]]:
-    """Token ids of the prompt and of one sampled answer, as a policy draws it: right behind the
-    opened turn, and closed by the end token if it `ended`."""
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
+    """Token ids of the prompt up to where a policy's answer begins."""
     opening = _render(tokenizer, [m.model_dump() for m in prompt.messages], answered=False)
-    prompt_ids, full_ids = tokenizer([opening, opening + text], add_special_tokens=False)[
-        "input_ids"
-    ]
-    shared = _common_prefix(prompt_ids, full_ids)
-    end = [tokenizer.eos_token_id] if ended else []
-    return prompt_ids[:shared], [[*full_ids[shared:], *end]]
+    ids: list[int] = tokenizer(opening, add_special_tokens=False)["input_ids"]
+    return ids
 
 
 def encode_groups(

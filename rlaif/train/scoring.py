@@ -12,7 +12,7 @@ from rlaif.errors import SetupError
 from rlaif.train.collate import Batch
 from rlaif.train.ensemble import adapter_folders, load_adapters, load_heads
 from rlaif.train.fitting import OnStep
-from rlaif.train.groups import EncodedGroup, encode, encode_sample, fitting
+from rlaif.train.groups import EncodedGroup, encode, encode_prompt, fitting
 from rlaif.train.loading import (
     device,
     gives_memory_back,
@@ -129,19 +129,18 @@ def sft_loss(
 @gives_memory_back
 def sampled_logprobs(
     model_dir: str,
-    samples: Sequence[tuple[Prompt, str, bool]],
+    samples: Sequence[tuple[Prompt, Sequence[int]]],
     max_length: int,
     on_step: OnStep,
 ) -> list[float | None]:
-    """log pi(sample | prompt) in nats, over the tokens that a policy draws: those of the text, and
-    the end token where the flag says that the sample ended by itself.
+    """log pi(sample | prompt) in nats, a sum over the tokens as a policy drew them.
 
-    `response_logprobs` is not that: it also counts what the chat template adds behind an end.
+    A sample's text would not do: it can be of other tokens, or of characters that are none.
     None for a sample without a token or longer than `max_length`.
     """
     tokenizer = load_tokenizer(model_dir)
     score = functools.partial(response_log_probs, load_policy(model_dir))
-    encoded = [encode_sample(tokenizer, prompt, text, ended) for prompt, text, ended in samples]
+    encoded = [(encode_prompt(tokenizer, prompt), [list(ids)]) for prompt, ids in samples]
     rows = _numbers(_score_items(score, tokenizer, encoded, max_length, on_step))
     return [value for (value,) in rows]
 
