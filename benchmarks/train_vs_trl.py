@@ -11,12 +11,14 @@ log-probabilities once, before the first step, as ours does. Gradient checkpoint
 goes first alternates from row to row.
 
 The data are synthetic: words of the packaged prompt set, about 150 prompt tokens and 54 response
-tokens, so nothing is fetched and a figure can be checked anywhere. `step` is the training loop's
-time by its optimiser steps, set-up apart; `total` runs from loading the model to the last step
-(tokenising, reference scoring and our check of packing included); `cpu` is the processor time of
-all threads over the total, which a busy machine disturbs less; memory is the process's peak.
-Ratios are TRL's figure by ours. The groups are few, so a row is a figure of a few steps: the table
-says of how many.
+tokens, so nothing is fetched and a figure can be checked anywhere; `--pairs FILE` takes people's
+pairs instead (K = 2), whose lengths differ more. `step` is the median optimiser step but the first,
+which takes two or three times as long on both sides; `total` runs from loading the model to the
+last step (tokenising, reference scoring and our check of packing included); `cpu` is the processor
+time of all threads over the total, which a busy machine disturbs less; memory is the process's
+peak. Ratios are TRL's figure by ours. The table says of how many steps a row is. `tokens` are what
+each side computes in an epoch, padding apart: their ratio is what sharing prompts and responses can
+save.
 """
 
 from __future__ import annotations
@@ -33,34 +35,77 @@ import tempfile
 import time
 from math import comb
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 WORDS = Path(__file__).resolve().parent.parent / "prompts" / "sets" / "everyday.jsonl"
 PROMPT_TOKENS, RESPONSE_TOKENS = 150, 54
 LEARNING_RATE, BETA = 1e-6, 0.1
-FEW_AT = 8
-"""From this K on, half of the groups are the default: their pairs are many."""
 
 
 def time_loops() -> list[float]:
-    """A list that gets the time of each training loop's begin and last step: both sides train by
+    """A list that gets the time of each optimiser step's end: both sides train by
     `transformers.Trainer`, which gives every trainer made from now on this clock."""
     from transformers import TrainerCallback, trainer
 
     times: list[float] = []
 
     class Clock(TrainerCallback):
-        def on_train_begin(self, *_: Any, **__: Any) -> None:
-            times.append(time.monotonic())
-
-        def on_train_end(self, *_: Any, **__: Any) -> None:
+        def on_step_end(self, *_: Any, **__: Any) -> None:
             times.append(time.monotonic())
 
     trainer.DEFAULT_CALLBACKS.append(Clock)
     return times
 
 
-def texts_of(model: str, groups: int, k: int) -> list[tuple[str, list[str]]]:
+Texts = list[tuple[list[dict[str, str]], list[str]]]
+"""Conversations with K responses each."""
+
+
+def texts_of(arguments: argparse.Namespace, k: int) -> Texts:
+    groups = arguments.steps * arguments.groups_per_step
+    if arguments.pairs:
+        return human_pairs(arguments.pairs, arguments.model, groups)
+    return [
+        ([{"role": "user", "content": prompt}], responses)
+        for prompt, responses in made_up(arguments.model, groups, k)
+    ]
+
+
+def human_pairs(path: str, model: str, count: int) -> Texts:
+    """Some of a gold set's pairs that fit into TRL's default of 1,024 tokens."""
+    from transformers import AutoTokenizer
+
+    from rlaif.gold import load_gold, part_of
+
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    found: Texts = []
+    for pair in part_of(load_gold(path).pairs, "all", 4 * count):
+        messages = [m.model_dump() for m in pair.prompt.messages]
+        longest = max(pair.first, pair.second, key=len)
+        whole = [*messages, {"role": "assistant", "content": longest}]
+        if len(tokenizer.apply_chat_template(whole, return_dict=True)["input_ids"]) < 900:
+            found.append((messages, [pair.first, pair.second]))
+    return found[:count]
+
+
+def tokens_of(arguments: argparse.Namespace, k: int) -> tuple[int, int]:
+    """Tokens of an epoch: ours, and those of a row a pair."""
+    from rlaif.train.groups import encode
+    from rlaif.train.loading import load_tokenizer
+    from rlaif.types import Message, Prompt
+
+    tokenizer = load_tokenizer(arguments.model)
+    ours = rows = 0
+    for messages, responses in texts_of(arguments, k):
+        prompt = Prompt(id="0", messages=tuple(Message.model_validate(m) for m in messages))
+        prompt_ids, ids = encode(tokenizer, prompt, responses, [True] * k)
+        ours += len(prompt_ids) + sum(map(len, ids))
+        rows += (k - 1) * sum(len(prompt_ids) + len(i) for i in ids)
+    return ours, rows
+
+
+def made_up(model: str, groups: int, k: int) -> list[tuple[str, list[str]]]:
     """Prompts and K responses each, of about the lengths above in the model's own tokens."""
     from transformers import AutoTokenizer
 
@@ -94,7 +139,9 @@ def run_ours(arguments: argparse.Namespace, kind: str, k: int, folder: Path) -> 
 
     groups = [
         PreferenceGroup(
-            prompt=Prompt(id=str(number), messages=(Message(role="user", content=prompt),)),
+            prompt=Prompt(
+                id=str(number), messages=tuple(Message.model_validate(m) for m in messages)
+            ),
             responses=tuple(responses),
             comparisons=tuple(
                 WeightedComparison(first=i, second=j, p_first=1.0)
@@ -103,9 +150,7 @@ def run_ours(arguments: argparse.Namespace, kind: str, k: int, folder: Path) -> 
             split="train",
             labeler="benchmark",
         )
-        for number, (prompt, responses) in enumerate(
-            texts_of(arguments.model, groups_at(arguments, k), k)
-        )
+        for number, (messages, responses) in enumerate(texts_of(arguments, k))
     ]
     shared: dict[str, Any] = {
         "learning_rate": LEARNING_RATE,
@@ -136,11 +181,11 @@ def run_trl(arguments: argparse.Namespace, kind: str, k: int, folder: Path) -> d
     rows = Dataset.from_list(
         [
             {
-                "prompt": [{"role": "user", "content": prompt}],
+                "prompt": messages,
                 "chosen": [{"role": "assistant", "content": responses[i]}],
                 "rejected": [{"role": "assistant", "content": responses[j]}],
             }
-            for prompt, responses in texts_of(arguments.model, groups_at(arguments, k), k)
+            for messages, responses in texts_of(arguments, k)
             for i, j in itertools.combinations(range(k), 2)
         ]
     )
@@ -178,12 +223,6 @@ def run_trl(arguments: argparse.Namespace, kind: str, k: int, folder: Path) -> d
     }
 
 
-def groups_at(arguments: argparse.Namespace, k: int) -> int:
-    if arguments.groups is not None:
-        return int(arguments.groups)
-    return 4 if k < FEW_AT else 2
-
-
 def child(arguments: argparse.Namespace) -> None:
     """One run in this process; the last line printed is its result."""
     engine, kind, k = arguments.child
@@ -191,8 +230,7 @@ def child(arguments: argparse.Namespace) -> None:
         run = run_ours if engine == "ours" else run_trl
         times = time_loops()
         result = run(arguments, kind, int(k), Path(folder))
-        begun, ended = times
-    result["step"] = (ended - begun) / result["steps"]
+    result["step"] = median(later - before for before, later in itertools.pairwise(times))
     result["gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(json.dumps(result))
 
@@ -215,19 +253,22 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", required=True, help="directory of a causal chat model")
-    parser.add_argument("--groups", type=int, help="at every K; default: 4, and 2 from K = 8 on")
+    parser.add_argument("--steps", type=int, default=5, help="optimiser steps")
     parser.add_argument("--groups-per-step", type=int, default=2)
     parser.add_argument("--tokens-at-once", type=int, default=4096, help="that we take at once")
     parser.add_argument("--trl-rows", type=int, default=4, help="rows that TRL takes at once")
     parser.add_argument("--k", type=int, nargs="+", default=[2, 4, 8])
     parser.add_argument("--kinds", nargs="+", choices=["rm", "dpo"], default=["rm", "dpo"])
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--pairs", help="a gold set with people's pairs, for K = 2")
     arguments = parser.parse_args()
+    if arguments.pairs:
+        arguments.k = [2]
     if arguments.child:
         child(arguments)
         return
     print(
-        "kind   K groups pairs steps | step: ours s  TRL s  ratio | total: ours s  TRL s  ratio "
+        "kind   K pairs steps tokens | step: ours s  TRL s  ratio | total: ours s  TRL s  ratio "
         "| cpu ratio | ours GiB  TRL GiB | packed",
         flush=True,
     )
@@ -237,9 +278,10 @@ def main() -> None:
         ours, trl = found["ours"], found["trl"]
         if ours["steps"] != trl["steps"]:
             sys.exit(f"{kind} K={k}: {ours['steps']} steps against TRL's {trl['steps']}")
-        groups = groups_at(arguments, k)
+        pairs = ours["steps"] * arguments.groups_per_step * comb(k, 2)
+        own, rows = tokens_of(arguments, k)
         print(
-            f"{kind:4} {k:3} {groups:6} {groups * comb(k, 2):5} {ours['steps']:5} | "
+            f"{kind:4} {k:3} {pairs:5} {ours['steps']:5} {rows / own:5.2f}x | "
             f"{ours['step']:12.2f} {trl['step']:6.2f} {trl['step'] / ours['step']:5.1f}x | "
             f"{ours['seconds']:13.1f} {trl['seconds']:6.1f} "
             f"{trl['seconds'] / ours['seconds']:5.1f}x | {trl['cpu'] / ours['cpu']:8.1f}x | "
