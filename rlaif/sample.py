@@ -15,6 +15,13 @@ from rlaif.progress import Spent
 from rlaif.types import ChatRequest, Choice, Prompt, Response, Sampling
 
 
+class Drawn(NamedTuple):
+    """An answer's tokens, as the policy drew them."""
+
+    prompt: Prompt
+    token_ids: tuple[int, ...]
+
+
 class Answered(NamedTuple):
     """What came of one prompt."""
 
@@ -25,9 +32,9 @@ class Answered(NamedTuple):
     """The calls that gave nothing."""
     unusable: list[str]
     """Why answers that came are none: filtered, refused by the API, or without text."""
-    drawn: list[tuple[int, ...]]
-    """The tokens of each answer, of those without text as well, where the sampling asks for them:
-    a mean over the policy's draws leaves none out."""
+    drawn: list[Drawn]
+    """Each answer, those without text as well, where the sampling asks for tokens: a mean over the
+    policy's draws leaves none out."""
 
 
 class Sampled(NamedTuple):
@@ -36,8 +43,8 @@ class Sampled(NamedTuple):
     failed: list[CallError]
     unusable: dict[str, int]
     """Reason -> answers."""
-    drawn: list[tuple[Prompt, tuple[int, ...]]]
-    """As in `Answered`, each with its prompt."""
+    drawn: list[Drawn]
+    """As in `Answered`."""
 
 
 def calls_a_prompt(k: int, max_n: int) -> int:
@@ -86,7 +93,7 @@ async def sample(
     responses: list[Response] = []
     failed: list[CallError] = []
     unusable: Counter[str] = Counter()
-    drawn: list[tuple[Prompt, tuple[int, ...]]] = []
+    drawn: list[Drawn] = []
     calls = 0
 
     def told(found: Answered) -> None:
@@ -95,7 +102,7 @@ async def sample(
         responses.extend(found.responses)
         failed.extend(found.failed)
         unusable.update(found.unusable)
-        drawn.extend((found.prompt, ids) for ids in found.drawn)
+        drawn.extend(found.drawn)
         advance(calls, client.note)
 
     await sample_each(prompts, k, sampling, client, told)
@@ -113,7 +120,7 @@ def _read(
         key = call_key(request)
         for i, choice in enumerate(answer.choices, request.repeat * per_call):
             if choice.token_ids:
-                found.drawn.append(choice.token_ids)
+                found.drawn.append(Drawn(prompt, choice.token_ids))
             if reason := _unusable(choice):
                 found.unusable.append(reason)
                 continue

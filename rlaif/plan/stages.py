@@ -30,7 +30,8 @@ from rlaif.plan.history import History
 from rlaif.preferences import split_by_prompt
 from rlaif.recipe import SFT, RunConfig
 from rlaif.revise import revision_id
-from rlaif.stages import certify, compare, revise, train_rl
+from rlaif.stages import certify, revise, train_rl
+from rlaif.stages._answering import with_tokens
 from rlaif.stages.train_rl import RLConfig
 from rlaif.train.rl_settings import draws
 from rlaif.types import Prompt, Response
@@ -206,7 +207,7 @@ def _compare(
     texts: dict[str, Text] = {}
     answered: list[dict[str, tuple[Prompt, Response]]] = []
     for name, voice in (("dpo", _trained(policy, out / "dpo", by_vllm)), ("start", before)):
-        asked = compare.with_tokens(sampling) if name == "dpo" else sampling
+        asked = with_tokens(sampling) if name == "dpo" else sampling
         groups = calls.sample("compare", voice, held_out, config.compare.samples, asked)
         of_policy = {}
         for prompt, answers in groups:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field
 
@@ -19,11 +19,11 @@ from rlaif.judge.aggregate import Pair
 from rlaif.judge.config import JudgeConfig
 from rlaif.judge.panel import Panel
 from rlaif.models.client import Bill
-from rlaif.models.names import parse_model
 from rlaif.models.pool import ModelConfig
 from rlaif.progress import progress, say
-from rlaif.sample import sample
-from rlaif.stages._training import Start, Steps, interruptible, load_scores, start_weights
+from rlaif.sample import Drawn
+from rlaif.stages._answering import Engine, answer, log_ratios, serve, with_tokens
+from rlaif.stages._training import load_scores, start_weights
 from rlaif.train.settings import require_torch
 from rlaif.types import Comparison, PreferenceGroup, Prompt, Record, Response, Sampling
 from rlaif.workspace import Workspace
@@ -36,7 +36,7 @@ class CompareConfig(Record):
 
     samples: int = Field(default=2, ge=1)
     """Answers of each policy to each held-out prompt."""
-    engine: Literal["auto", "vllm", "transformers"] = "auto"
+    engine: Engine = "auto"
     """What serves both policies. auto: vLLM where their weights are named by vllm/… or embedded/…,
     else transformers."""
 
@@ -75,13 +75,14 @@ async def run(
     splits: dict[str, str] = json.loads(work.splits.read_text(encoding="utf-8"))
     prompts = [p for p in read_jsonl(work.prompts, Prompt) if splits.get(p.id) == "test"]
     start = start_weights(base, policy.model, "dpo")
-    trained, untrained = _policies(config.engine, policy, start, base, work)
+    trained = serve(str(work.policy.resolve()), policy, start, config.engine)
+    untrained = serve(start.weights, policy, start, config.engine)
+    if base is None and untrained.model.startswith("vllm/"):
+        untrained = policy
     async with work.stage("compare") as bill:
-        asked = with_tokens(sampling)
-        dpo, drawn = await _sample("dpo", config, trained, prompts, asked, max_failed, bill, work)
-        first, _ = await _sample(
-            "start", config, untrained, prompts, sampling, max_failed, bill, work
-        )
+        asked, k = with_tokens(sampling), config.samples
+        dpo, drawn = await answer("dpo", trained, prompts, k, asked, max_failed, bill, work)
+        first, _ = await answer("start", untrained, prompts, k, sampling, max_failed, bill, work)
         comparisons = await _judge(judge, prompts, dpo, first, bill, work)
         await work.pool.close_servers()
         kl = _kl(drawn, start.weights, max_length, work)
@@ -98,49 +99,6 @@ async def run(
             f"{section.unscored} of {len(comparisons)} comparisons of the policies ended "
             f"unscored, judge.max_unscored allows {judge.max_unscored:.0%}; the rest is kept"
         )
-
-
-def with_tokens(sampling: Sampling) -> Sampling:
-    """How the trained policy is asked: for its tokens where these are draws from pi, which samples
-    at another temperature or from a nucleus are not."""
-    from_pi = sampling.temperature == 1.0 and sampling.top_p == 1.0
-    return sampling.model_copy(update={"token_ids": from_pi})
-
-
-def _policies(
-    engine: str, policy: ModelConfig, start: Start, base: str | None, work: Workspace
-) -> tuple[ModelConfig, ModelConfig]:
-    """The trained policy and the one it started from, served by the same engine."""
-    by_vllm = engine == "vllm" or (
-        engine == "auto" and parse_model(start.model, "dpo.base").has_weights
-    )
-    scheme = "vllm" if by_vllm else "transformers"
-    trained = policy.model_copy(update={"model": f"{scheme}/{work.policy.resolve()}"})
-    if base is None and by_vllm:
-        return trained, policy
-    return trained, policy.model_copy(update={"model": f"{scheme}/{start.weights}"})
-
-
-async def _sample(
-    name: str,
-    config: CompareConfig,
-    model: ModelConfig,
-    prompts: Sequence[Prompt],
-    sampling: Sampling,
-    max_failed: float,
-    bill: Bill,
-    work: Workspace,
-) -> tuple[list[Response], list[tuple[Prompt, tuple[int, ...]]]]:
-    """The answers, and the tokens drawn for each prompt where the sampling asks for them."""
-    async with work.pool.open(model, f"{name} policy", bill) as client:
-        with progress(f"{name} policy", len(prompts), "calls") as advance:
-            found = await sample(prompts, config.samples, sampling, client, advance)
-    if len(found.failed) > max_failed * len(prompts):
-        raise TooManyFailures(
-            f"{len(found.failed)} of {len(prompts)} calls to the {name} policy failed, "
-            f"sample.max_failed allows {max_failed:.0%}; the rest is kept"
-        )
-    return [r.model_copy(update={"id": f"{name}:{r.id}"}) for r in found.responses], found.drawn
 
 
 async def _judge(
@@ -173,7 +131,7 @@ async def _judge(
 
 
 def _kl(
-    drawn: Sequence[tuple[Prompt, tuple[int, ...]]],
+    drawn: Sequence[Drawn],
     reference: str,
     max_length: int,
     work: Workspace,
@@ -187,32 +145,14 @@ def _kl(
     }
     kept = work.compare / "log_ratios.json"
     if work.is_made(work.compare, inputs):
-        log_ratios: list[tuple[str, float]] = json.loads(kept.read_text(encoding="utf-8"))
+        ratios: list[tuple[str, float]] = json.loads(kept.read_text(encoding="utf-8"))
     else:
-        log_ratios = _log_ratios(drawn, str(work.policy), reference, max_length)
-        write_text(kept, json.dumps(log_ratios) + "\n")
+        ratios = log_ratios(drawn, str(work.policy), reference, max_length)
+        write_text(kept, json.dumps(ratios) + "\n")
         work.mark_made(work.compare, inputs)
-    if not log_ratios:
+    if not ratios:
         return None
-    return clustered_mean([v for _, v in log_ratios], [i for i, _ in log_ratios], work.seed)
-
-
-def _log_ratios(
-    drawn: Sequence[tuple[Prompt, tuple[int, ...]]], policy: str, reference: str, max_length: int
-) -> list[tuple[str, float]]:
-    if not drawn:
-        return []
-    from rlaif.train import scoring  # torch only where something is scored
-
-    with interruptible(), Steps("KL, policy", "responses") as on_step:
-        trained = scoring.sampled_logprobs(policy, drawn, max_length, on_step)
-    with interruptible(), Steps("KL, reference", "responses") as on_step:
-        before = scoring.sampled_logprobs(reference, drawn, max_length, on_step)
-    return [
-        (prompt.id, p - q)
-        for (prompt, _), p, q in zip(drawn, trained, before, strict=True)
-        if p is not None and q is not None
-    ]
+    return clustered_mean([v for _, v in ratios], [i for i, _ in ratios], work.seed)
 
 
 def _section(
