@@ -1,0 +1,85 @@
+"""What a comparison could have seen, and how many prompts or seeds would have to be added."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import numpy as np
+from scipy import stats
+
+from rlaif.evaluate.equivalence import ALPHA
+from rlaif.evaluate.estimates import Array, Estimate
+
+POWER = 0.8
+MOST = 100_000
+"""More prompts or seeds than anybody has."""
+
+More = Literal["prompts", "seeds"]
+
+
+def detectable(estimate: Estimate, alpha: float = ALPHA, power: float = POWER) -> float | None:
+    """The smallest true effect that a test of level alpha, two-sided, would show with probability
+    `power`: (t(1 - alpha / 2) + t(power)) se, the squares of the parts added as in an interval.
+    None where the standard error cannot be known, or is zero because all prompts have the same
+    mean, which tells of no other prompt.
+
+    Source: Bloom (1995), Minimum Detectable Effects.
+    """
+    if estimate.parts is None or not estimate.se:
+        return None
+    return math.hypot(
+        *(
+            math.sqrt(part.variance)
+            * float(_quantiles(np.array(part.df), 1.0 - alpha / 2.0, power))
+            for part in estimate.parts
+        )
+    )
+
+
+def needed_for_width(
+    estimate: Estimate, half_width: float, more: More = "prompts", confidence: float = 0.95
+) -> int | None:
+    """Prompts (or seeds an arm) with which half the interval would be at most `half_width`.
+
+    The other of the two stays as it is. None where the standard error cannot be known, and where
+    not even 100,000 would do: what seeds add to the error is there however many prompts are asked.
+    Raises ValueError for seeds where nothing was trained.
+    """
+    return _needed(estimate, half_width, more, (1.0 + confidence) / 2.0)
+
+
+def needed_for_equivalence(
+    estimate: Estimate,
+    margin: float,
+    more: More = "prompts",
+    alpha: float = ALPHA,
+    power: float = POWER,
+) -> int | None:
+    """As `needed_for_width`, for TOST to find two arms equivalent with probability `power` that
+    truly are alike: (t(1 - alpha) + t((1 + power) / 2)) se <= margin.
+
+    Source: Julious (2004), Sample Sizes for Clinical Trials with Normal Data.
+    """
+    return _needed(estimate, margin, more, 1.0 - alpha, (1.0 + power) / 2.0)
+
+
+def _needed(estimate: Estimate, reach: float, more: More, *at: float) -> int | None:
+    if more == "seeds" and estimate.seeds is None:
+        raise ValueError("nothing was trained: there are no seeds to add")
+    if estimate.parts is None:
+        return None
+    now = estimate.prompts if more == "prompts" else estimate.seeds
+    assert now is not None, "it has parts"
+    n_N = np.arange(2, MOST + 1, dtype=np.float64)
+    square_N = np.zeros_like(n_N)
+    for name, part in zip(("prompts", "seeds"), estimate.parts, strict=False):
+        df = np.maximum(part.df * (n_N - 1) / (now - 1), 1.0) if name == more else part.df
+        times = n_N / now if name == more else 1.0
+        square_N += part.variance / times * _quantiles(np.asarray(df), *at) ** 2
+    enough_N = np.sqrt(square_N) <= reach
+    return int(n_N[enough_N.argmax()]) if enough_N.any() else None
+
+
+def _quantiles(df: Array, *at: float) -> Array:
+    return np.asarray(sum(stats.t.ppf(p, df) for p in at))
