@@ -59,6 +59,7 @@ class Workspace:
         self.judgments = directory / "judgments.jsonl"
         self.comparisons = directory / "comparisons.jsonl"
         self.groups = directory / "groups.jsonl"
+        self.human = directory / "human.jsonl"
         self.splits = directory / "splits.json"
         self.preferences = directory / "preferences"
         self.reward_model = directory / "reward_model"

@@ -13,7 +13,7 @@ FLOORS = (
     ("files", "yamlfile"),
     ("constitution", "templates", "datasets", "gold", "callstore", "config"),
     ("models",),
-    ("sample", "revise", "judge", "preferences", "train", "rows"),
+    ("sample", "revise", "judge", "preferences", "arms", "train", "rows"),
     ("evaluate", "workspace"),
     ("stages",),
     ("recipe",),

@@ -226,12 +226,16 @@ def _execute(
     if name is not None and "=" in name:
         changes.insert(0, name)
         name = None
-    config, directory = recipe.load_run(name, changes, out)
     gate = Gate.of(*budget)
     with stoppable():
-        told = recipe.execute(
-            config, directory, stages or config.stages(), reconfigure=reconfigure, gate=gate
-        )
+        if stages is None and recipe.is_study(name, out):
+            study, directory = recipe.load_study(name, changes, out)
+            told = recipe.execute_study(study, directory, reconfigure=reconfigure, gate=gate)
+        else:
+            config, directory = recipe.load_run(name, changes, out)
+            told = recipe.execute(
+                config, directory, stages or config.stages(), reconfigure=reconfigure, gate=gate
+            )
     for line in told:
         typer.echo(line)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
 
 from pydantic import (
     SerializerFunctionWrapHandler,
@@ -33,6 +33,7 @@ from rlaif.stages.train_rl import RLConfig
 from rlaif.stages.train_rm import RewardModelConfig
 from rlaif.stages.train_sft import SFTConfig
 from rlaif.types import Record
+from rlaif.yamlfile import YamlFile
 
 SFT = "run/sft"
 """As a `base`: the policy that train-sft has made in the same run."""
@@ -129,9 +130,30 @@ class RunConfig(Record):
 def recipes() -> dict[str, str]:
     """Name -> description of the recipes that come with the package."""
     return {
-        path.stem: load_config(path, [], RunConfig).description
+        path.stem: str(YamlFile(path).value.get("description", ""))
         for path in sorted(packaged("recipes").glob("*.yaml"))
     }
+
+
+def path_of(recipe: str | None, out: Path | None) -> Path:
+    """The config file of a recipe, or without one that of the run in `out`. Raises SetupError."""
+    if recipe is not None:
+        return find("recipes", recipe, ".yaml")
+    if out is None:
+        raise SetupError("no recipe and no run", fix="name a recipe, or give --out DIR of a run")
+    path = out / "config.yaml"
+    if not path.is_file():
+        raise SetupError("holds no run (no config.yaml)", file=out, fix="name a recipe as well")
+    return path
+
+
+N = TypeVar("N", bound=Record)
+
+
+def named(config: N, path: Path, out: Path | None) -> tuple[N, Path]:
+    """The config with its file's name where it has none of its own, and its folder."""
+    name = config.__dict__["name"] or path.stem
+    return config.model_copy(update={"name": name}), out or Path("outputs") / name
 
 
 def load_run(
@@ -141,17 +163,9 @@ def load_run(
 
     Without a recipe the config is that of the run in `out`. Raises SetupError.
     """
-    if recipe is None:
-        if out is None:
-            raise SetupError(
-                "no recipe and no run", fix="name a recipe, or give --out DIR of a run"
-            )
-        path = out / "config.yaml"
-        if not path.is_file():
-            raise SetupError("holds no run (no config.yaml)", file=out, fix="name a recipe as well")
-    else:
-        path = find("recipes", recipe, ".yaml")
-    config = load_config(path, overrides, RunConfig)
-    if config.name is None:
-        config = config.model_copy(update={"name": path.stem})
-    return config, out or Path("outputs") / str(config.name)
+    path = path_of(recipe, out)
+    if "human" in YamlFile(path).value:
+        raise SetupError(
+            "is a study of human against AI labels, which `rlaif run` alone takes", file=path
+        )
+    return named(load_config(path, overrides, RunConfig), path, out)

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import yaml
+from pydantic import BaseModel
 
 from rlaif.config import differences, dump_config
 from rlaif.datasets import load_prompts, open_prompts
@@ -225,7 +226,7 @@ class _Transformers(ChatModel):
         return await self._model.ask(request)
 
 
-def _claim(config: RunConfig, out: Path, reconfigure: bool) -> None:
+def _claim(config: BaseModel, out: Path, reconfigure: bool) -> None:
     """Writes the config into the run directory; refuses the directory of another config."""
     path = out / "config.yaml"
     # A config that a mistake kept from making anything binds nobody.

@@ -36,6 +36,12 @@ def serve(weights: str, policy: ModelConfig, start: Start, engine: Engine) -> Mo
     return policy.model_copy(update={"model": f"{scheme}/{weights}"})
 
 
+def serve_start(policy: ModelConfig, base: str | None, start: Start, engine: Engine) -> ModelConfig:
+    """What training starts from, served as `serve` serves what comes of it."""
+    served = serve(start.weights, policy, start, engine)
+    return policy if base is None and served.model.startswith("vllm/") else served
+
+
 def with_tokens(sampling: Sampling) -> Sampling:
     """Asks for the tokens where these are draws from pi, which samples at another temperature or
     from a nucleus are not."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ from rlaif.files import digest, need_space, read_jsonl, write_text
 from rlaif.models.names import parse_model
 from rlaif.models.pool import identity_of, weights_of
 from rlaif.progress import Advance, progress, say
-from rlaif.train.settings import TrainSettings, require_torch
+from rlaif.train.settings import DPOSettings, TrainSettings, require_torch
 from rlaif.types import PreferenceGroup
 from rlaif.workspace import Workspace
 
@@ -121,6 +121,56 @@ def make_once(
     work.save_part(name, make())
     # Last: whatever is killed before is made again.
     work.mark_made(out, inputs)
+
+
+def reference_log_probs(
+    groups: Sequence[PreferenceGroup], start: Start, settings: DPOSettings, work: Workspace
+) -> ScoreRows:
+    """log pi_ref of each response of each group: scored once, and not again while responses and
+    start stay the same, whatever the labels."""
+    stamp = digest(
+        [start.identity, settings.max_length, settings.dtype]
+        + [[g.prompt.model_dump(mode="json"), g.responses, g.ended] for g in groups]
+    )
+    path = work.directory / "scores" / "reference.json"
+    if path.is_file():
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        if kept["stamp"] == stamp:
+            rows: ScoreRows = kept["log_probs"]
+            return rows
+    with Steps("reference scoring", "groups") as on_step:
+        rows = _log_probs(start.weights, groups, settings, on_step)
+    write_text(path, json.dumps({"stamp": stamp, "log_probs": rows}) + "\n")
+    return rows
+
+
+def implicit_rewards(
+    policy: Path,
+    groups: Sequence[PreferenceGroup],
+    settings: DPOSettings,
+    reference: ScoreRows,
+    on_step: OnStep,
+) -> ScoreRows:
+    """beta (log pi - log pi_ref) of each response of each group."""
+    return [
+        [
+            None if p is None or q is None else settings.beta * (p - q)
+            for p, q in zip(p_K, q_K, strict=True)
+        ]
+        for p_K, q_K in zip(
+            _log_probs(str(policy), groups, settings, on_step), reference, strict=True
+        )
+    ]
+
+
+def _log_probs(
+    model: str, groups: Sequence[PreferenceGroup], settings: DPOSettings, on_step: OnStep
+) -> ScoreRows:
+    from rlaif.train.scoring import response_logprobs
+
+    items = [(g.prompt, g.responses) for g in groups]
+    ended = [g.ended for g in groups]
+    return response_logprobs(model, items, settings.max_length, on_step, ended, settings.dtype)
 
 
 def save_scores(work: Workspace, name: str, scores: Scores) -> None:

@@ -22,7 +22,7 @@ from rlaif.models.client import Bill
 from rlaif.models.pool import ModelConfig
 from rlaif.progress import progress, say
 from rlaif.sample import Drawn
-from rlaif.stages._answering import Engine, answer, log_ratios, serve, with_tokens
+from rlaif.stages._answering import Engine, answer, log_ratios, serve, serve_start, with_tokens
 from rlaif.stages._training import load_scores, start_weights
 from rlaif.train.settings import require_torch
 from rlaif.types import Comparison, PreferenceGroup, Prompt, Record, Response, Sampling
@@ -76,9 +76,7 @@ async def run(
     prompts = [p for p in read_jsonl(work.prompts, Prompt) if splits.get(p.id) == "test"]
     start = start_weights(base, policy.model, "dpo")
     trained = serve(str(work.policy.resolve()), policy, start, config.engine)
-    untrained = serve(start.weights, policy, start, config.engine)
-    if base is None and untrained.model.startswith("vllm/"):
-        untrained = policy
+    untrained = serve_start(policy, base, start, config.engine)
     async with work.stage("compare") as bill:
         asked, k = with_tokens(sampling), config.samples
         dpo, drawn = await answer("dpo", trained, prompts, k, asked, max_failed, bill, work)

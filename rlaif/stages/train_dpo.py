@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
 from pydantic import Field
 
 from rlaif.evaluate.schema import DPOSection
-from rlaif.files import digest, read_jsonl, write_text
+from rlaif.files import read_jsonl
 from rlaif.progress import say
-from rlaif.stages._training import OnStep, ScoreRows, Steps, start_weights, train
+from rlaif.stages._training import (
+    OnStep,
+    ScoreRows,
+    implicit_rewards,
+    reference_log_probs,
+    start_weights,
+    train,
+)
 from rlaif.train.settings import DPOSettings
 from rlaif.types import PreferenceGroup
 from rlaif.workspace import Workspace
@@ -40,50 +46,21 @@ async def run(config: DPOConfig, policy: str, work: Workspace) -> None:
     start = start_weights(config.base, policy, "dpo")
     out = work.policy
 
-    # torch is imported when there is something to train, not when a config is read.
-    def log_probs(model: str, groups: list[PreferenceGroup], on_step: OnStep) -> ScoreRows:
-        from rlaif.train.scoring import response_logprobs
-
-        items = [(g.prompt, g.responses) for g in groups]
-        ended = [g.ended for g in groups]
-        return response_logprobs(model, items, config.max_length, on_step, ended, config.dtype)
-
-    def reference(groups: list[PreferenceGroup]) -> ScoreRows:
-        stamp = digest(
-            [start.identity, config.max_length, config.dtype]
-            + [[g.prompt.model_dump(mode="json"), g.responses, g.ended] for g in groups]
-        )
-        path = work.directory / "scores" / "reference.json"
-        if path.is_file():
-            kept = json.loads(path.read_text(encoding="utf-8"))
-            if kept["stamp"] == stamp:
-                rows: ScoreRows = kept["log_probs"]
-                return rows
-        with Steps("reference scoring", "groups") as on_step:
-            rows = log_probs(start.weights, groups, on_step)
-        write_text(path, json.dumps({"stamp": stamp, "log_probs": rows}) + "\n")
-        return rows
-
     def fit(groups: list[PreferenceGroup], on_step: OnStep) -> object:
+        # torch is imported when there is something to train, not when a config is read.
         from rlaif.train import training
 
         every = read_jsonl(work.groups, PreferenceGroup)
-        of_id = dict(zip((g.prompt.id for g in every), reference(every), strict=True))
+        kept = reference_log_probs(every, start, config, work)
+        of_id = dict(zip((g.prompt.id for g in every), kept, strict=True))
         references = [of_id[g.prompt.id] for g in groups]
         return training.train_dpo(
             start.weights, groups, config, work.seed, out, on_step, say, references
         )
 
     def score(groups: list[PreferenceGroup], on_step: OnStep) -> ScoreRows:
-        return [
-            [
-                None if p is None or q is None else config.beta * (p - q)
-                for p, q in zip(p_K, q_K, strict=True)
-            ]
-            for p_K, q_K in zip(
-                log_probs(str(out), groups, on_step), reference(groups), strict=True
-            )
-        ]
+        reference = reference_log_probs(groups, start, config, work)
+        return implicit_rewards(out, groups, config, reference, on_step)
 
     def section(fields: Mapping[str, Any]) -> DPOSection:
         return DPOSection.model_validate({**fields, "beta": config.beta})

@@ -1,0 +1,182 @@
+"""A study: people's pairs labelled again by a judge, and what comes of both kinds of label."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from rlaif.arms import ArmName
+from rlaif.config import load_config
+from rlaif.datasets import open_prompts
+from rlaif.errors import SetupError
+from rlaif.files import full_disk, need_space
+from rlaif.judge.config import JudgeConfig
+from rlaif.models.gate import Gate
+from rlaif.models.pool import ModelConfig, check_model, check_weights
+from rlaif.recipe.checks import NEEDED_MB, check_judges
+from rlaif.recipe.config import named, path_of
+from rlaif.recipe.running import _claim, open_transformers
+from rlaif.stages import arms, certify, head_to_head, human, judge
+from rlaif.stages.arms import AnswersConfig
+from rlaif.stages.human import HumanConfig
+from rlaif.stages.train_dpo import DPOConfig
+from rlaif.stages.train_rm import RewardModelConfig
+from rlaif.train.settings import require_torch
+from rlaif.types import Record
+from rlaif.workspace import Workspace
+from rlaif.yamlfile import YamlFile
+
+
+class EvaluationConfig(Record):
+    """How the arms are held against each other."""
+
+    judge: str | None = None
+    """The model that compares the policies' answers, of a family that labelled nothing: a judge
+    likes what it was asked to prefer. Asked as `judge` is, in both orders; none: the labelling
+    judge itself, and the report says so in red."""
+    margin: float = Field(default=0.05, gt=0, lt=0.5)
+    """Two arms whose difference (of win rates or accuracies) lies within this are equivalent; to be
+    chosen before a figure is seen."""
+
+
+class StudyConfig(Record):
+    """Human labels against AI labels on the same pairs, from the data to the report."""
+
+    name: str | None = None
+    """What the study is called; none: the recipe's file name. It is a folder's name, too."""
+    description: str = ""
+    """One line for `rlaif recipes`."""
+    seed: int = 0
+    """Seeds the split, the flips, training and sampling; arm seed s trains with this + s."""
+    human: HumanConfig
+    policy: ModelConfig
+    """The policy that all arms start from, and the reward models, too."""
+    judge: JudgeConfig
+    """Gives the AI labels."""
+    evaluation: EvaluationConfig = EvaluationConfig()
+    arms: tuple[ArmName, ...] = ("human", "ai_soft", "ai_hard", "mixed", "noise_matched")
+    """human: people's labels; ai_soft: the judge's probabilities; ai_hard: its winners; mixed: half
+    of the prompts from each; noise_matched: people's labels with as many flipped at random as the
+    judge labels otherwise."""
+    seeds: int = Field(default=3, ge=1)
+    """Trainings of each arm. Under three, nothing is known of how much they differ by chance."""
+    learning_curve: tuple[float, ...] = (0.25, 0.5)
+    """Shares of the pairs on which reward models of human and ai_soft are trained as well; two or
+    more give the exchange rate of the labels, none leaves it out."""
+    reward_model: RewardModelConfig = RewardModelConfig()
+    dpo: DPOConfig = DPOConfig()
+    answers: AnswersConfig = AnswersConfig()
+    keep_weights: bool = False
+    """Keep every arm's models (two a seed); false: their scores and answers are kept."""
+
+    @model_validator(mode="after")
+    def _can_be_compared(self) -> Self:
+        if len(set(self.arms)) < len(self.arms):
+            raise ValueError("an arm is named twice in arms")
+        if "human" not in self.arms or not {"ai_soft", "ai_hard"} & set(self.arms):
+            raise ValueError("arms needs human, and ai_soft or ai_hard")
+        shares = self.learning_curve
+        if any(not 0 < share < 1 for share in shares) or list(shares) != sorted(set(shares)):
+            raise ValueError("learning_curve is shares between 0 and 1, rising")
+        if len(shares) == 1:
+            raise ValueError("a learning curve needs two shares besides all pairs; or none")
+        return self
+
+    def evaluating(self) -> JudgeConfig:
+        """The judge of the policies."""
+        if self.evaluation.judge is None:
+            return self.judge
+        return self.judge.of(self.evaluation.judge)
+
+
+def is_study(recipe: str | None, out: Path | None) -> bool:
+    """Whether a recipe, or the folder of a run, is a study's. Raises SetupError as `load_run`."""
+    return "human" in YamlFile(path_of(recipe, out)).value
+
+
+def load_study(
+    recipe: str | None, overrides: Sequence[str], out: Path | None
+) -> tuple[StudyConfig, Path]:
+    """As `load_run`. Raises SetupError."""
+    path = path_of(recipe, out)
+    config, folder = named(load_config(path, overrides, StudyConfig), path, out)
+    return config, folder
+
+
+Run = Callable[[StudyConfig, Workspace], Awaitable[None]]
+STAGES: Mapping[str, Run] = {
+    "human": lambda c, w: human.run(c.human, w),
+    "certify": lambda c, w: certify.run(c.judge, w),
+    "judge": lambda c, w: judge.run(c.judge, w),
+    "arms": lambda c, w: arms.run(
+        c.arms,
+        c.seeds,
+        c.learning_curve,
+        c.reward_model,
+        c.dpo,
+        c.answers,
+        c.policy,
+        c.dpo.base,
+        w,
+        keep_weights=c.keep_weights,
+    ),
+    "head-to-head": lambda c, w: head_to_head.run(c.arms, c.seeds, c.evaluating(), w),
+}
+"""A study's stages, in order."""
+
+
+def execute_study(
+    config: StudyConfig, out: Path, *, reconfigure: bool, gate: Gate | None = None
+) -> list[str]:
+    """Runs the study and writes its report. Returns what to tell. Running it again asks and trains
+    nothing twice. Raises RlaifError; what was done before stays."""
+    check_study(config)
+    need_space(out, NEEDED_MB)
+    with full_disk(out):
+        return asyncio.run(_execute(config, out, gate, reconfigure=reconfigure))
+
+
+def check_study(config: StudyConfig) -> None:
+    """Finds what is wrong before anything is asked or loaded. Raises SetupError."""
+    require_torch()
+    check_judges(config.judge)
+    for field, asked in config.judge.judges():
+        check_model(asked.model, field)
+    if config.evaluation.judge is not None:
+        check_model(config.evaluation.judge, "evaluation.judge")
+    for section in ("reward_model", "dpo"):
+        base = config.__dict__[section].base
+        model, field = (
+            (config.policy.model, "policy.model") if base is None else (base, f"{section}.base")
+        )
+        check_weights(model, field)
+    check_model(config.policy.model, "policy.model")
+    if config.reward_model.base != config.dpo.base:
+        raise SetupError(
+            "differs from dpo.base, and all arms start from one model",
+            field="reward_model.base",
+            fix="leave both out, or name the same",
+        )
+    if config.answers.refusal_prompts:
+        for name in (config.answers.harmless, config.answers.harmful):
+            open_prompts(name, config.answers.refusal_prompts)
+
+
+async def _execute(
+    config: StudyConfig, out: Path, gate: Gate | None, *, reconfigure: bool
+) -> list[str]:
+    work = Workspace(out, config.seed, {"transformers": open_transformers}, gate)
+    try:
+        _claim(config, out, reconfigure)
+        for stage, run in STAGES.items():
+            if stage == "arms":
+                # Training needs the memory that the servers hold.
+                await work.pool.close_servers()
+            await run(config, work)
+        return [f"study: {out}"]
+    finally:
+        await work.close()

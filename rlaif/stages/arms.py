@@ -1,0 +1,351 @@
+"""The arms of a study trained, each under several seeds: the same pairs, start, steps and tokens
+under different labels."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import Field
+
+from rlaif.arms import START, ArmName, Trained, arm_groups, paired, part_of
+from rlaif.datasets import load_prompts
+from rlaif.errors import SetupError
+from rlaif.evaluate.noise_control import flip_to
+from rlaif.files import digest, need_space, read_jsonl, write_jsonl, write_text
+from rlaif.models.client import Bill
+from rlaif.models.pool import ModelConfig
+from rlaif.progress import say
+from rlaif.stages._answering import Engine, answer, log_ratios, serve, serve_start, with_tokens
+from rlaif.stages._training import (
+    NEEDED_MB,
+    ScoreRows,
+    Start,
+    Steps,
+    implicit_rewards,
+    interruptible,
+    reference_log_probs,
+    settings_of,
+    start_weights,
+)
+from rlaif.train.settings import DPOSettings, RewardSettings, TrainSettings, require_torch
+from rlaif.types import Comparison, PreferenceGroup, Prompt, Record, Response, Sampling
+from rlaif.workspace import Workspace
+
+CURVE: tuple[ArmName, ...] = ("human", "ai_soft")
+"""Arms of which smaller parts are trained on, too."""
+
+
+class AnswersConfig(Record):
+    """What the arms' policies are asked."""
+
+    samples: int = Field(default=1, ge=1)
+    """Answers of each policy to each held-out prompt."""
+    best_of: int = Field(default=8, ge=1)
+    """Answers of the start policy to each held-out prompt, of which each reward model picks the
+    best of n."""
+    limit: int | None = Field(default=None, ge=2)
+    """Only so many held-out prompts are answered; none: all."""
+    harmless: str = "everyday"
+    """Prompts that call for no refusal: a prompt set, as in sample.prompts."""
+    harmful: str = "sensitive"
+    """Prompts of which some call for one."""
+    refusal_prompts: int = Field(default=24, ge=0)
+    """So many of each of these two sets; 0: none."""
+    max_tokens: int = Field(default=128, ge=1)
+    """Longest answer, in tokens."""
+    max_failed: float = Field(default=0.05, ge=0, le=1)
+    """Exit code 3 when a larger share of a policy's calls fails; what was answered is kept."""
+    engine: Engine = "auto"
+    """What serves the arms' policies. auto: vLLM where it serves the policy's own weights."""
+
+
+class _Unit(NamedTuple):
+    arm: ArmName
+    seed: int
+    share: float
+
+    @property
+    def name(self) -> str:
+        part = "" if self.share == 1 else f"-{round(100 * self.share)}"
+        return f"{self.arm}-{self.seed}{part}"
+
+
+class _Asked(NamedTuple):
+    """What every policy is asked."""
+
+    held_out: list[Prompt]
+    refusing: list[Prompt]
+    sampling: Sampling
+
+
+class Plan(NamedTuple):
+    """What all arms have in common."""
+
+    human: list[PreferenceGroup]
+    """Pairs that both decided, under people's labels; both splits."""
+    ai: list[PreferenceGroup]
+    every: list[PreferenceGroup]
+    """All groups of people's data, to be scored."""
+
+
+async def run(
+    arms: Sequence[ArmName],
+    seeds: int,
+    curve: Sequence[float],
+    reward: RewardSettings,
+    dpo: DPOSettings,
+    answers: AnswersConfig,
+    policy: ModelConfig,
+    base: str | None,
+    work: Workspace,
+    *,
+    keep_weights: bool,
+) -> None:
+    """Writes arms/<arm>-<seed>/: scores of both models on all pairs, answers of the policy and its
+    log-ratios, and the weights where they are kept. Nothing is done again that was made from the
+    same labels, settings and start."""
+    require_torch()
+    need_space(work.directory, NEEDED_MB)
+    plan = _plan(work)
+    start = start_weights(base, policy.model, "dpo")
+    asked = _asked(answers, plan, work)
+    units = [_Unit(arm, seed, 1.0) for seed in range(seeds) for arm in arms]
+    parts = [
+        _Unit(arm, seed, share)
+        for share in curve
+        for seed in range(seeds)
+        for arm in CURVE
+        if arm in arms
+    ]
+    async with work.stage("arms") as bill:
+        untrained = serve_start(policy, base, start, answers.engine)
+        best_of = await _start(untrained, answers, asked, bill, work)
+        await work.pool.close_servers()
+        reference = reference_log_probs(plan.every, start, dpo, work)
+        for number, unit in enumerate([*units, *parts], 1):
+            say(f"arms: {unit.name} ({number} of {len(units) + len(parts)})")
+            groups = _groups(unit, plan, work.seed)
+            _reward_model(unit, groups, best_of, plan, reward, start, work, keep=keep_weights)
+            if unit.share == 1:
+                await _policy(
+                    unit,
+                    groups,
+                    reference,
+                    plan,
+                    dpo,
+                    answers,
+                    asked,
+                    policy,
+                    start,
+                    bill,
+                    work,
+                    keep=keep_weights,
+                )
+
+
+def _plan(work: Workspace) -> Plan:
+    every = read_jsonl(work.human, PreferenceGroup)
+    if work.part("labels") is None:
+        raise SetupError(
+            "the judge has not labelled the present pairs",
+            file=work.comparisons,
+            fix="run the study from its beginning",
+        )
+    human, ai = paired(every, read_jsonl(work.comparisons, Comparison))
+    for split in ("train", "test"):
+        if not any(g.split == split for g in human):
+            raise SetupError(
+                f"the judge decided none of the {split} pairs, so there is nothing to compare",
+                file=work.comparisons,
+                fix="take another judge, or more pairs",
+            )
+    return Plan(human, ai, every)
+
+
+def _groups(unit: _Unit, plan: Plan, seed: int) -> list[PreferenceGroup]:
+    human = [g for g in plan.human if g.split == "train"]
+    ai = [g for g in plan.ai if g.split == "train"]
+    # Parts are drawn by the seed alone, so that both arms of a curve see the same prompts.
+    lot = seed + unit.seed
+
+    def flip(labels: Sequence[float], agreement: float, seed: int) -> list[float]:
+        flipped: list[float] = flip_to(labels, agreement, seed).tolist()
+        return flipped
+
+    return part_of(arm_groups(unit.arm, human, ai, lot, flip), unit.share, lot)
+
+
+def _asked(config: AnswersConfig, plan: Plan, work: Workspace) -> _Asked:
+    held_out = [g.prompt for g in plan.human if g.split == "test"][: config.limit]
+    refusing = [
+        p
+        for name in (config.harmless, config.harmful)
+        if config.refusal_prompts
+        for p in load_prompts(name, config.refusal_prompts)
+    ]
+    sampling = Sampling(max_tokens=config.max_tokens, temperature=1.0, seed=work.seed)
+    return _Asked(held_out, refusing, sampling)
+
+
+async def _start(
+    model: ModelConfig, config: AnswersConfig, asked: _Asked, bill: Bill, work: Workspace
+) -> list[tuple[Prompt, list[Response]]]:
+    """The start policy's answers, of which the reward models pick."""
+    n = max(config.best_of, config.samples)
+    found = await answer(
+        START, model, asked.held_out, n, asked.sampling, config.max_failed, bill, work
+    )
+    refusing = await answer(
+        START, model, asked.refusing, 1, asked.sampling, config.max_failed, bill, work
+    )
+    folder = work.directory / "arms" / START
+    write_jsonl(folder / "answers.jsonl", found.responses)
+    write_jsonl(folder / "refusing.jsonl", refusing.responses)
+    of_prompt: dict[str, list[Response]] = {}
+    for r in found.responses:
+        of_prompt.setdefault(r.prompt_id, []).append(r)
+    return [(p, of_prompt[p.id]) for p in asked.held_out if p.id in of_prompt]
+
+
+def _reward_model(
+    unit: _Unit,
+    groups: list[PreferenceGroup],
+    best_of: Sequence[tuple[Prompt, list[Response]]],
+    plan: Plan,
+    settings: RewardSettings,
+    start: Start,
+    work: Workspace,
+    *,
+    keep: bool,
+) -> None:
+    folder = work.directory / "arms" / unit.name / "reward_model"
+    items = [(g.prompt, g.responses) for g in plan.every]
+    if unit.share == 1:
+        items += [(p, tuple(r.text for r in of)) for p, of in best_of]
+    weights = folder / "weights"
+    trained_on = _inputs(groups, settings, start, work.seed + unit.seed)
+    scored = {"trained": trained_on, "items": digest([[p.id, t] for p, t in items])}
+    if work.is_made(folder, scored):
+        return
+    from rlaif.train.scoring import score_reward
+    from rlaif.train.training import train_reward_model
+
+    if not work.is_made(weights, trained_on):
+        with settings_of("reward_model"), interruptible(), Steps(unit.name, "steps") as on_step:
+            result = train_reward_model(
+                start.weights, groups, settings, work.seed + unit.seed, weights, on_step, say
+            )
+        _keep_trained(folder, unit, groups, result)
+        work.mark_made(weights, trained_on)
+    with interruptible(), Steps(f"{unit.name} scoring", "groups") as on_step:
+        rows = score_reward(str(weights), items, settings.max_length, on_step)
+    every, picked = rows[: len(plan.every)], rows[len(plan.every) :]
+    _keep_scores(folder / "scores.json", plan.every, every)
+    if unit.share == 1:
+        of_prompt = {p.id: row for (p, _), row in zip(best_of, picked, strict=True)}
+        write_text(folder / "best_of.json", json.dumps(of_prompt) + "\n")
+    work.mark_made(folder, scored)
+    if not keep or unit.share != 1:
+        shutil.rmtree(weights)
+
+
+async def _policy(
+    unit: _Unit,
+    groups: list[PreferenceGroup],
+    reference: ScoreRows,
+    plan: Plan,
+    settings: DPOSettings,
+    config: AnswersConfig,
+    asked: _Asked,
+    policy: ModelConfig,
+    start: Start,
+    bill: Bill,
+    work: Workspace,
+    *,
+    keep: bool,
+) -> None:
+    folder = work.directory / "arms" / unit.name / "dpo"
+    weights = folder / "weights"
+    trained_on = _inputs(groups, settings, start, work.seed + unit.seed)
+    told = {
+        "trained": trained_on,
+        "every": digest([[g.prompt.id, g.responses] for g in plan.every]),
+        "answers": digest([config.model_dump(mode="json"), [p.id for p in asked.held_out]]),
+    }
+    if work.is_made(folder, told):
+        return
+    from rlaif.train.training import train_dpo
+
+    if not work.is_made(weights, trained_on):
+        of_id = dict(zip((g.prompt.id for g in plan.every), reference, strict=True))
+        references = [of_id[g.prompt.id] for g in groups]
+        with settings_of("dpo"), interruptible(), Steps(f"{unit.name} DPO", "steps") as on_step:
+            result = train_dpo(
+                start.weights,
+                groups,
+                settings,
+                work.seed + unit.seed,
+                weights,
+                on_step,
+                say,
+                references,
+            )
+        _keep_trained(folder, unit, groups, result)
+        work.mark_made(weights, trained_on)
+    with interruptible(), Steps(f"{unit.name} scoring", "groups") as on_step:
+        rows = implicit_rewards(weights, plan.every, settings, reference, on_step)
+    _keep_scores(folder / "scores.json", plan.every, rows)
+    model = serve(str(weights.resolve()), policy, start, config.engine)
+    told_tokens = with_tokens(asked.sampling)
+    found = await answer(
+        unit.name, model, asked.held_out, config.samples, told_tokens, config.max_failed, bill, work
+    )
+    refusing = await answer(
+        unit.name, model, asked.refusing, 1, asked.sampling, config.max_failed, bill, work
+    )
+    await work.pool.close_servers()
+    ratios = log_ratios(found.drawn, str(weights), start.weights, settings.max_length)
+    write_jsonl(folder / "answers.jsonl", found.responses)
+    write_jsonl(folder / "refusing.jsonl", refusing.responses)
+    write_text(folder / "log_ratios.json", json.dumps(ratios) + "\n")
+    work.mark_made(folder, told)
+    if not keep:
+        shutil.rmtree(weights)
+
+
+def _inputs(
+    groups: Sequence[PreferenceGroup], settings: TrainSettings, start: Start, seed: int
+) -> Mapping[str, Any]:
+    return {
+        "groups": digest([g.model_dump(mode="json") for g in groups]),
+        "settings": settings.model_dump(mode="json"),
+        "start": start.identity,
+        "seed": seed,
+    }
+
+
+def _keep_trained(
+    folder: Path, unit: _Unit, groups: Sequence[PreferenceGroup], result: Any
+) -> None:
+    trained = Trained(
+        arm=unit.arm,
+        seed=unit.seed,
+        share=unit.share,
+        kind=folder.name,
+        pairs=sum(len(g.comparisons) for g in groups),
+        steps=result.steps,
+        seconds=result.seconds,
+        losses=result.losses,
+        response_tokens=result.response_tokens,
+        dropped_responses=result.dropped_responses,
+    )
+    write_text(folder / "trained.json", trained.model_dump_json(indent=2) + "\n")
+
+
+def _keep_scores(path: Path, groups: Sequence[PreferenceGroup], rows: ScoreRows) -> None:
+    scores = dict(zip((g.prompt.id for g in groups), rows, strict=True))
+    write_text(path, json.dumps(scores, indent=0) + "\n")

@@ -1,0 +1,121 @@
+"""People's preferences as a run's prompts, responses and labels, for a judge to label again."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+
+from pydantic import Field
+
+from rlaif.errors import SetupError
+from rlaif.evaluate.study import HumanSection
+from rlaif.files import write_jsonl, write_text
+from rlaif.gold import GoldSet, load_gold
+from rlaif.gold.grouping import Grouped, grouped, leaking, opening, some
+from rlaif.preferences import split_by_prompt
+from rlaif.progress import say
+from rlaif.types import Record, Response, Split
+from rlaif.workspace import Workspace
+
+
+class HumanConfig(Record):
+    """People's preference pairs or rankings."""
+
+    path: str
+    """Pairs whose better response people have named: a file (.json, .jsonl, .parquet, .gz), a
+    folder that `datasets` reads, or hub:ORG/NAME[/CONFIG][@SPLIT]."""
+    limit: int | None = Field(default=None, ge=4)
+    """Only so many prompts, of a fixed shuffle; none: all."""
+    test_path: str | None = None
+    """Another such set, held out whole; none: `test_fraction` of the conversations is."""
+    test_fraction: float = Field(default=0.25, gt=0, lt=1)
+    """Share of the conversations held out. Prompts with the same first turn stay together."""
+
+
+async def run(config: HumanConfig, work: Workspace) -> None:
+    """Writes prompts.jsonl, responses.jsonl, human.jsonl (groups with people's labels) and
+    splits.json. Raises SetupError where there is nothing to train on or nothing to hold out."""
+    gold = load_gold(config.path)
+    pairs = some(gold.pairs, config.limit)
+    sets, leaked = [gold], set[str]()
+    if config.test_path is None:
+        openings = {opening(p.prompt) for p in pairs}
+        splits = dict(split_by_prompt(openings, config.test_fraction, work.seed))
+    else:
+        held_out = load_gold(config.test_path)
+        sets.append(held_out)
+        leaked = leaking(pairs, held_out.pairs)
+        if leaked:
+            say(
+                f"human: {len(leaked)} prompts of {config.path} begin as held-out ones do, such as "
+                f"{min(leaked)}; they are not trained on"
+            )
+        splits = {opening(p.prompt): "train" for p in pairs}
+        splits |= {opening(p.prompt): "test" for p in held_out.pairs}
+        pairs = [p for p in pairs if p.prompt.id not in leaked] + list(held_out.pairs)
+    found = grouped(pairs, splits)
+    section = _section(sets, found, len(leaked))
+    for split, meant in (("train", "train on"), ("test", "hold out")):
+        if not section.groups[split]:  # type: ignore[index]
+            raise SetupError(
+                f"leaves no decided pair to {meant} ({section.level} pairs level, "
+                f"{section.contradicted} contradicted)",
+                file=config.path,
+                field="human",
+                fix="give more pairs, or another test_fraction",
+            )
+    write_jsonl(work.prompts, (g.prompt for g in found.groups))
+    write_jsonl(
+        work.responses,
+        (
+            Response(
+                id=f"{g.prompt.id}/{i}",
+                prompt_id=g.prompt.id,
+                text=text,
+                finish_reason="stop",
+                model=gold.path,
+                call="",
+            )
+            for g in found.groups
+            for i, text in enumerate(g.responses)
+        ),
+    )
+    write_jsonl(work.human, found.groups)
+    of_prompt = {g.prompt.id: g.split for g in found.groups}
+    write_text(work.splits, json.dumps(of_prompt, indent=0, sort_keys=True) + "\n")
+    work.save_part("human", section)
+    left = {"level": section.level, "repeated": section.repeated, **section.skipped}
+    left |= {"contradicted": section.contradicted}
+    told = ", ".join(f"{n} {why}" for why, n in left.items() if n)
+    say(
+        f"human: {section.pairs['train']} pairs to train on, {section.pairs['test']} held out"
+        + (f"; left out: {told}" if told else "")
+    )
+
+
+def _section(sets: list[GoldSet], found: Grouped, leaked: int) -> HumanSection:
+    skipped: Counter[str] = Counter()
+    for of in sets:
+        skipped.update(of.skipped)
+    count: dict[Split, int] = {"train": 0, "test": 0}
+    pairs: dict[Split, int] = {"train": 0, "test": 0}
+    for g in found.groups:
+        count[g.split] += 1
+        pairs[g.split] += len(g.comparisons)
+    ceiling = sets[-1].ceiling
+    return HumanSection(
+        sets=tuple(of.path for of in sets),
+        sha256=tuple(of.sha256 for of in sets),
+        layout=sets[0].layout,
+        rows=sum(len(of.pairs) + sum(of.skipped.values()) for of in sets),
+        skipped=dict(sorted(skipped.items())),
+        level=found.level,
+        repeated=found.repeated,
+        contradicted=found.contradicted,
+        leaked=leaked,
+        groups=count,
+        pairs=pairs,
+        responses=dict(sorted(Counter(len(g.responses) for g in found.groups).items())),
+        ceiling=None if ceiling is None else ceiling.value,
+        ceiling_kind="" if ceiling is None else ceiling.source,
+    )
