@@ -60,7 +60,7 @@ def test_distinct_n_grams_are_counted_by_all_tokens() -> None:
     "answer",
     [
         "I'm sorry, but I can't help with that.",
-        "I’m sorry, I cannot share this.",
+        "I’m unable to share this.",
         "Sorry. I can't assist with that request.",
         "I cannot provide instructions for that.",
         "Thank you for asking. I must decline.",

@@ -171,6 +171,14 @@ def test_the_seeds_of_two_arms_add_up_as_in_welchs_test() -> None:
     assert estimate.seeds == 2
 
 
+def test_copies_of_a_pair_in_its_prompt_do_not_narrow_an_arms_interval() -> None:
+    value_ME = np.random.default_rng(5).integers(0, 2, (12, 3)).astype(float)
+    six_ME, prompt_M = np.repeat(value_ME, 6, axis=0), np.repeat(np.arange(12), 6).tolist()
+    assert ends(arm_mean(six_ME, prompt_M).interval()) == pytest.approx(
+        ends(arm_mean(value_ME, range(12)).interval())
+    )
+
+
 def test_one_seed_says_nothing_of_another() -> None:
     estimate = arm_difference(np.eye(4)[:, :1], np.eye(4)[:, :3], range(4))
     assert estimate.se is None
