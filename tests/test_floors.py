@@ -113,8 +113,10 @@ def test_help_imports_neither_torch_nor_a_vendor_sdk() -> None:
 def test_loading_every_recipe_needs_no_torch() -> None:
     code = (
         "import sys\n"
-        "from rlaif.recipe import load_run, recipes\n"
-        "for name in recipes(): load_run(name, [], None)\n"
+        "from rlaif.recipe import is_study, load_run, load_study, recipes\n"
+        "given = ['human.path=pairs.jsonl', 'judge.model=fake/shorter']\n"
+        "for name in recipes():\n"
+        "    load_study(name, given, None) if is_study(name, None) else load_run(name, [], None)\n"
         "print([m for m in ('torch', 'transformers') if m in sys.modules])"
     )
     done = subprocess.run(

@@ -111,7 +111,7 @@ def recipes() -> None:
     from rlaif import recipe
 
     for name, description in recipe.recipes().items():
-        typer.echo(f"{name:12} {description}")
+        typer.echo(f"{name:14} {description}")
 
 
 @app.command(cls=FieldsInHelp)
