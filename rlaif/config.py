@@ -16,6 +16,8 @@ from rlaif.yamlfile import YamlFile, field_names, is_section, section_of, valida
 
 M = TypeVar("M", bound=BaseModel)
 COMMAND_LINE = "command line"
+SHOWN = 60
+"""Characters of a value in a message."""
 
 
 def load_config(path: Path, overrides: Sequence[str], model: type[M]) -> M:
@@ -88,12 +90,29 @@ def dump_config(config: BaseModel) -> str:
 
 
 def differences(one: Any, other: Any, at: str = "") -> Iterator[str]:
-    """`field: was X, is Y` for each leaf that differs between two plain values."""
+    """`field: was X, is Y` for each leaf that differs between two plain values; a section or list
+    that only one of them has, or that is longer in one, is a leaf."""
     if isinstance(one, dict) and isinstance(other, dict):
         for key in sorted({*one, *other}):
             yield from differences(one.get(key), other.get(key), f"{at}.{key}" if at else str(key))
+    elif _holds_sections(one) and _holds_sections(other) and len(one) == len(other):
+        for i, (value, another) in enumerate(zip(one, other, strict=True)):
+            yield from differences(value, another, f"{at}[{i}]")
     elif one != other:
-        yield f"{at}: {one!r} there, {other!r} now"
+        yield f"{at}: {_short(one)} there, {_short(other)} now"
+
+
+def _holds_sections(value: Any) -> bool:
+    return isinstance(value, list) and any(isinstance(part, dict) for part in value)
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, dict):
+        return "a section"
+    if _holds_sections(value):
+        return f"a list of {len(value)}"
+    shown = repr(value)
+    return shown if len(shown) <= SHOWN else f"{shown[: SHOWN - 1]}…"
 
 
 def describe(

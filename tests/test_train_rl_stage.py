@@ -101,6 +101,12 @@ def test_it_trains_on_the_train_split_traces_and_reports(
     assert "rl: already made from the same reward model and prompts and settings" in again.err
     assert part(copied, "rl") == found
 
+    # A recipe without RL goes on there, and takes nothing away.
+    whole = run_cli("judge", "smoke", "--out", str(copied))
+    assert whole.code == 0, whole.err
+    assert load_run(None, [], copied)[0].rl is not None
+    assert json.loads((copied / "report.json").read_text())["rl"] == found
+
 
 def test_it_tells_when_the_held_out_check_falls_while_the_proxy_rises(
     copied: Path, run_cli: Callable[..., Finished]

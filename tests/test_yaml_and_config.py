@@ -192,6 +192,23 @@ def test_differences_name_each_leaf_and_both_values() -> None:
     assert list(differences(one, one)) == []
 
 
+def test_differences_are_short_and_show_no_section_as_it_is_kept() -> None:
+    panel = [{"model": "a", "votes": 1}, {"model": "b", "votes": 1}]
+    one = {"gate": None, "panel": panel, "more": panel, "text": "x"}
+    other = {
+        "gate": {"gold": ["hhh"], "limit": None},
+        "panel": [panel[0], {"model": "c", "votes": 1}],
+        "more": [],
+        "text": "y" * 500,
+    }
+    assert list(differences(one, other)) == [
+        "gate: None there, a section now",
+        "more: a list of 2 there, [] now",
+        "panel[1].model: 'b' there, 'c' now",
+        f"text: 'x' there, '{'y' * 58}… now",
+    ]
+
+
 def test_a_place_is_written_as_a_person_would() -> None:
     assert dotted(("principles", 2, "weight")) == "principles[2].weight"
     assert dotted(()) == ""

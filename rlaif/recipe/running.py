@@ -40,7 +40,7 @@ from rlaif.stages import (
 )
 from rlaif.types import ChatReply, ChatRequest
 from rlaif.workspace import Workspace
-from rlaif.yamlfile import YamlFile
+from rlaif.yamlfile import YamlFile, validate
 
 CHANNEL = 256
 """Answered prompts that may wait for the judge before sampling waits for it."""
@@ -132,6 +132,8 @@ async def _execute(
         ]
     try:
         # Only now that the directory is ours: the config of a run at work must stay its own.
+        if not reconfigure:
+            config = _with_rl_of(config, out)
         _claim(config, out, reconfigure)
         for stage, run in steps:
             if stage in ("train-sft", "train-rm", "train-rl"):
@@ -224,6 +226,15 @@ class _Transformers(ChatModel):
         """As `TransformersModel.ask`."""
         assert self._model is not None, "asked before `check`"
         return await self._model.ask(request)
+
+
+def _with_rl_of(config: RunConfig, out: Path) -> RunConfig:
+    """The config with the section `rl` that `train-rl` has added in the run directory."""
+    path = out / "config.yaml"
+    there = YamlFile(path).value.get("rl") if config.rl is None and path.is_file() else None
+    if there is None:
+        return config
+    return config.model_copy(update={"rl": validate(train_rl.RLConfig, there, None, str(path))})
 
 
 def _claim(config: BaseModel, out: Path, reconfigure: bool) -> None:
