@@ -33,8 +33,10 @@ class Spent(NamedTuple):
     """Answered by models a second, in this run."""
     usd: float | None
     """In this run; None: a price is not known."""
-    made: float = 1.0
-    """Share of the answers so far that models gave in this run; the others were stored."""
+    calls: int
+    """Answered."""
+    stored: int = 0
+    """Of the calls those that the store answered."""
 
 
 Note = str | Spent
@@ -168,7 +170,8 @@ class _Display(ABC):
         """What is used, in words."""
         if isinstance(note, str):
             return note
-        said = f"{note.tokens} tokens answered"
+        stored = f", {note.stored} stored" if note.stored else ""
+        said = f"{note.calls} calls{stored}, {note.tokens} tokens answered"
         if note.tokens_per_s:
             said += f", {note.tokens_per_s:.0f}/s"
         if note.usd:
@@ -179,7 +182,7 @@ class _Display(ABC):
 def _expected(spent: Spent, done: int, total: int) -> float:
     """What is spent, and what the rest would cost if none of it were stored."""
     usd = spent.usd or 0.0
-    made = done * spent.made
+    made = done * (1 - spent.stored / spent.calls) if spent.calls else done
     return usd + (usd / made * (total - done) if made else 0.0)
 
 
@@ -196,6 +199,7 @@ class _Lines(_Display):
         if rate is not None:
             fields |= {"rate": round(rate, 3), "seconds_left": round((self.total - done) / rate)}
         if isinstance(note, Spent):
+            fields |= {"calls": note.calls, "calls_stored": note.stored}
             fields |= {"tokens": note.tokens, "tokens_per_second": round(note.tokens_per_s, 1)}
             fields["usd"] = note.usd
             fields["usd_expected"] = note.usd and _expected(note, done, self.total)

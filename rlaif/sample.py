@@ -89,21 +89,21 @@ async def sample(
     client: Client,
     advance: Callable[[int, Spent], None],
 ) -> Sampled:
-    """All answers to all prompts; see `sample_each`. `advance` counts calls."""
+    """All answers to all prompts; see `sample_each`. `advance` counts prompts."""
     responses: list[Response] = []
     failed: list[CallError] = []
     unusable: Counter[str] = Counter()
     drawn: list[Drawn] = []
-    calls = 0
+    prompts_done = 0
 
     def told(found: Answered) -> None:
-        nonlocal calls
-        calls += calls_a_prompt(k, client.model.max_n)
+        nonlocal prompts_done
+        prompts_done += 1
         responses.extend(found.responses)
         failed.extend(found.failed)
         unusable.update(found.unusable)
         drawn.extend(found.drawn)
-        advance(calls, client.note)
+        advance(prompts_done, client.note)
 
     await sample_each(prompts, k, sampling, client, told)
     return Sampled(responses, failed, dict(sorted(unusable.items())), drawn)

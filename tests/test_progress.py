@@ -74,9 +74,9 @@ def test_money_is_told_with_what_is_expected(
     clock: list[float], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with progress("judging", 40, "comparisons") as advance:
-        advance(10, Spent(1200, 30.4, 0.5))
+        advance(10, Spent(1200, 30.4, 0.5, calls=20))
     assert capsys.readouterr().err.endswith(
-        "10/40    1200 tokens answered, 30/s, $0.50 of about $2.00\n"
+        "10/40    20 calls, 1200 tokens answered, 30/s, $0.50 of about $2.00\n"
     )
 
 
@@ -85,8 +85,10 @@ def test_what_is_expected_after_a_resumption_does_not_count_on_stored_answers(
 ) -> None:
     # 900 of 1,000 were stored and 10 asked for a dollar: 90 more at ten cents are to come.
     with progress("judging", 1000, "comparisons") as advance:
-        advance(910, Spent(1200, 30.4, 1.0, made=10 / 910))
-    assert "$1.00 of about $10.00" in capsys.readouterr().err
+        advance(910, Spent(1200, 30.4, 1.0, calls=910, stored=900))
+    said = capsys.readouterr().err
+    assert "910 calls, 900 stored, 1200 tokens answered" in said
+    assert "$1.00 of about $10.00" in said
 
 
 def test_json_lines_say_the_same_in_fields(
@@ -94,9 +96,9 @@ def test_json_lines_say_the_same_in_fields(
 ) -> None:
     say("sample …")
     with progress("judging", 40, "comparisons") as advance:
-        advance(10, Spent(1200, 30.4, 0.5))
+        advance(10, Spent(1200, 30.4, 0.5, calls=20))
         clock[0] += 20
-        advance(20, Spent(2400, 30.4, None))
+        advance(20, Spent(2400, 30.4, None, calls=40, stored=15))
     Status().end("done")
     rows = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
     assert all(row.pop("time").endswith("Z") for row in rows)
@@ -110,6 +112,8 @@ def test_json_lines_say_the_same_in_fields(
         "total": 40,
         "rate": 0.5,
         "seconds_left": 40,
+        "calls": 40,
+        "calls_stored": 15,
         "tokens": 2400,
         "tokens_per_second": 30.4,
         "usd": None,
@@ -126,7 +130,7 @@ def test_two_bars_share_one_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
         progress("judging", 20, "comparisons") as judging,
     ):
         sampling(10, "ten")
-        judging(3, Spent(5, 1.0, None))
+        judging(3, Spent(5, 1.0, None, calls=6))
     shown = terminal.getvalue()
     assert "sampling" in shown
     assert "10/10" in shown

@@ -333,6 +333,26 @@ def test_answers_without_text_or_filtered_are_counted_and_never_compared(tmp_pat
     assert {r.id.split("/")[1] for r in found.responses} == {"2", "3"}
 
 
+def test_sampling_counts_prompts_however_many_calls_each_takes(tmp_path: Path) -> None:
+    class OneAnswerACall(FakeModel):
+        max_n = 1
+
+    seen: list[tuple[int, int]] = []
+
+    async def sampled() -> None:
+        with CallStore(tmp_path / "calls.sqlite") as store:
+            client = Client(OneAnswerACall("policy"), store, Bill(), concurrency=4, attempts=1)
+            prompts = load_prompts("smoke", 3)
+            sampling = Sampling(max_tokens=30, temperature=1.0)
+            await sample(
+                prompts, 4, sampling, client, lambda done, note: seen.append((done, note.calls))
+            )
+
+    asyncio.run(sampled())
+    assert [done for done, _ in seen] == [1, 2, 3]
+    assert seen[-1] == (3, 12)
+
+
 def test_ctrl_c_ends_a_training_at_once_and_says_how_to_go_on(tmp_path: Path) -> None:
     program = [sys.executable, "-m", "rlaif", "run", "smoke", "reward_model.epochs=5000"]
     process = subprocess.Popen(

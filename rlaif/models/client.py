@@ -184,9 +184,8 @@ class Client:
         """What stands beside a progress bar."""
         busy_s = time.monotonic() - self._begun if self._begun else 0.0
         rate = self._made_tokens / busy_s if busy_s > 0.5 else 0.0
-        answers = self.bill.calls_made + self.bill.calls_from_store
-        made = self.bill.calls_made / answers if answers else 1.0
-        return Spent(self.bill.completion_tokens, rate, self.bill.usd, made)
+        bill, stored = self.bill, self.bill.calls_from_store
+        return Spent(bill.completion_tokens, rate, bill.usd, bill.calls_made + stored, stored)
 
     async def drain(self) -> None:
         """Makes no more calls, and waits for those that were sent: they are paid for."""

@@ -66,7 +66,7 @@ async def _revise(
 async def _label(config: RunConfig, prompts: tuple[Prompt, ...], work: Workspace) -> None:
     bill, by_id = Bill(), {p.id: p for p in prompts}
     async with work.pool.open(config.policy, "policy.model", bill) as client:
-        with progress("pilot", len(prompts), "calls") as advance:
+        with progress("pilot", len(prompts), "prompts") as advance:
             sampling = config.sample.sampling(config.seed)
             found = await sample(prompts, config.sample.k, sampling, client, advance)
     if not found.responses:

@@ -10,7 +10,7 @@ from rlaif.models.client import Bill
 from rlaif.models.names import parse_model
 from rlaif.models.pool import ModelConfig
 from rlaif.progress import progress
-from rlaif.sample import Drawn, sample
+from rlaif.sample import Drawn, calls_a_prompt, sample
 from rlaif.stages._training import Start, Steps, interruptible
 from rlaif.types import Prompt, Response, Sampling
 from rlaif.workspace import Workspace
@@ -61,11 +61,12 @@ async def answer(
 ) -> Answers:
     """`k` answers to each prompt. Raises TooManyFailures above `max_failed`."""
     async with work.pool.open(model, f"{name} policy", bill) as client:
-        with progress(f"{name} policy", len(prompts), "calls") as advance:
+        with progress(f"{name} policy", len(prompts), "prompts") as advance:
             found = await sample(prompts, k, sampling, client, advance)
-    if len(found.failed) > max_failed * len(prompts):
+        calls = len(prompts) * calls_a_prompt(k, client.model.max_n)
+    if len(found.failed) > max_failed * calls:
         raise TooManyFailures(
-            f"{len(found.failed)} of {len(prompts)} calls to the {name} policy failed, "
+            f"{len(found.failed)} of {calls} calls to the {name} policy failed, "
             f"sample.max_failed allows {max_failed:.0%}; the rest is kept"
         )
     return Answers(

@@ -301,7 +301,7 @@ async def ask(
     bill: Bill,
 ) -> _Chains:
     async with work.pool.open(policy, "policy.model", bill) as client:
-        with progress("originals", len(plan.prompts), "calls") as advance:
+        with progress("originals", len(plan.prompts), "prompts") as advance:
             answers, failed, unusable, _ = await sample(plan.prompts, 1, sampling, client, advance)
         policy_name = client.model.identity
     by_id = {p.id: p for p in plan.prompts}
