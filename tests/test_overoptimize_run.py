@@ -10,8 +10,11 @@ import pytest
 from conftest import Finished
 
 from rlaif.errors import SetupError
+from rlaif.evaluate.intervals import Interval
+from rlaif.evaluate.overoptimization import Curve, Fit, Overoptimization, Point
 from rlaif.models.gate import Gate
 from rlaif.recipe import execute, load_run, run_overoptimize
+from rlaif.stages.overoptimize import sentences
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 Cli = Callable[..., Finished]
@@ -40,6 +43,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def gold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "gold_functions.py").write_text(GOLD)
+    (tmp_path / "gold").mkdir()
+    (tmp_path / "gold" / "functions.py").write_text(GOLD)
     monkeypatch.syspath_prepend(str(tmp_path))
 
 
@@ -53,21 +58,53 @@ def test_a_reward_model_is_pushed_to_the_largest_n_and_again_at_no_cost(made: Pa
         "uncertain",
         "curves",
     ]
-    assert "at n = 1," in told[0]
+    assert "gold at the start (n = 1) " in told[0]
+    assert ", at the largest n (8) " in told[0]
     assert "recommended: n =" in told[0]
-    curves = (made / "overoptimize" / "curves.json").read_bytes()
+    folder = made / "overoptimize" / "gold-functions-shorter"
+    curves = (folder / "curves.json").read_bytes()
     found = json.loads(curves)
     assert [p["n"] for p in found["curves"][0]["points"]] == [1, 2, 4, 8]
     assert found["samples"] == 8
-    rows = (made / "overoptimize" / "samples.jsonl").read_text().splitlines()
+    rows = (folder / "samples.jsonl").read_text().splitlines()
     assert len(rows) == 8 * found["prompts"]
     assert len(json.loads(rows[0])["rewards"]) == 2
-    assert (made / "overoptimize" / "curves.svg").read_text().startswith("<?xml")
+    assert (folder / "curves.svg").read_text().startswith("<?xml")
     # Whoever asks again is answered from the store: nothing may be asked at all.
     run_overoptimize(made, asked, Gate())
     cost = json.loads((made / "parts" / "cost.json").read_text())["value"]["overoptimize"]
     assert cost["calls_made"] == 0
-    assert (made / "overoptimize" / "curves.json").read_bytes() == curves
+    assert (folder / "curves.json").read_bytes() == curves
+    # Another gold has curves of its own, also one whose name differs in signs alone.
+    told = run_overoptimize(made, ["gold.function=gold.functions:shorter", "samples=8"], Gate())
+    assert (folder / "curves.json").read_bytes() == curves
+    other = Path(told[-1].removeprefix("curves: ").partition(",")[0])
+    assert other.parent.name.startswith("gold-functions-shorter-")
+    assert json.loads(other.read_text())["gold"] == "gold.functions:shorter"
+
+
+@pytest.mark.parametrize(
+    ("gold_S", "said"),
+    [
+        ([0.0, 1.0, 2.0, 3.0], "no peak: it still rises at n = 8"),
+        ([3.0, 2.0, 1.0, 0.0], "no peak: it falls from the start"),
+        ([1.0, 1.0, 1.0, 1.0], "no peak: it does not change with n"),
+        ([1.0, 2.0, 0.0, 1.0], "no fitted peak within the range"),
+    ],
+)
+def test_a_curve_without_a_peak_says_which_way_it_goes(gold_S: list[float], said: str) -> None:
+    def point(value: float) -> Interval:
+        return Interval(value=value, low=None, high=None, n=8, clusters=1)
+
+    fit = Fit(alpha=point(0), beta=point(0), peak_d=None, peak_kl=None, peak_n=None)
+    points = tuple(
+        Point(n=2**i, kl=float(i), proxy=point(i), gold=point(value))
+        for i, value in enumerate(gold_S)
+    )
+    one = Curve(name="mean", points=points, fit=fit, recommended_n=1, lost=point(0))
+    found = Overoptimization(gold="g", prompts=1, samples=8, curves=(one,))
+    (told,) = sentences(found)
+    assert f"; {said}; recommended" in told
 
 
 def test_a_judge_can_be_gold_and_the_one_that_labelled_is_told_of(
@@ -89,7 +126,7 @@ def test_a_reward_model_can_be_gold(made: Path) -> None:
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
-        (["samples=4"], "gold"),
+        (["samples=4"], "gold.judge=MODEL, gold.reward_model=DIR and gold.function=.*found none"),
         (["gold.judge=fake/longer", "gold.function=a:b"], "judge and function"),
         (["gold.function=gold_functions"], "names no function"),
         (["gold.function=gold_functions:absent"], "names no function"),

@@ -9,16 +9,17 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from pydantic import Field, model_validator
 
 from rlaif.constitution import load_constitution
+from rlaif.constitution.file import slug
 from rlaif.errors import SetupError, TooManyFailures
-from rlaif.evaluate.overoptimization import Overoptimization, Scored, curve
+from rlaif.evaluate.overoptimization import Curve, Overoptimization, Point, Scored, curve
 from rlaif.evaluate.wording import amount, number
-from rlaif.files import read_jsonl, write_jsonl, write_text
+from rlaif.files import digest, read_jsonl, write_jsonl, write_text
 from rlaif.judge.aggregate import weighted
 from rlaif.judge.comply import Question, judge_compliance
 from rlaif.judge.config import JudgeConfig
@@ -53,7 +54,10 @@ class GoldConfig(Record):
         given = [name for name, value in self if value is not None]
         if len(given) != 1:
             said = " and ".join(given) or "none"
-            raise ValueError(f"give one of judge, reward_model and function; found {said}")
+            raise ValueError(
+                "give one of gold.judge=MODEL, gold.reward_model=DIR and "
+                f"gold.function=package.module:function; found {said}"
+            )
         return self
 
 
@@ -68,6 +72,11 @@ class OveroptimizeConfig(Record):
     penalty: float = Field(default=1.0, ge=0.0)
     """Lambda of mean - lambda variance, in normalised scores, where there is an ensemble."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _gold_says_what_it_may_be(cls, given: Any) -> Any:
+        return {"gold": {}} | given if isinstance(given, dict) else given
+
 
 async def run(
     config: OveroptimizeConfig,
@@ -77,7 +86,7 @@ async def run(
     max_length: int,
     work: Workspace,
 ) -> list[str]:
-    """Writes overoptimize/ and returns what to tell.
+    """Writes overoptimize/GOLD/, a folder for each gold, and returns what to tell.
 
     The policy is the one that the run sampled from; its answers are stored calls like all others.
     Raises SetupError for a run without a reward model and a gold that cannot be asked.
@@ -93,7 +102,6 @@ async def run(
     if config.gold.judge in {asked.model for _, asked in judge.judges()}:
         say("warning: the judge that labelled is its own gold here; name another one")
     prompts = _held_out(work)[: config.limit]
-    out = work.directory / "overoptimize"
     async with work.stage("overoptimize") as bill:
         answers = await _answers(prompts, config.samples, policy, sampling, bill, work)
         kept = [prompt for prompt in prompts if prompt.id in answers]
@@ -113,6 +121,7 @@ async def run(
             gold = await _judged(str(config.gold.judge), judge, kept, responses, bill, work)
             named = str(config.gold.judge)
         found = _curves(config, named, members, gold, work)
+        out = _folder(work.directory / "overoptimize", named)
         _write(out, found, kept, responses, members, gold)
     return [*sentences(found), f"curves: {out / 'curves.json'}, {out / 'curves.svg'}"]
 
@@ -123,16 +132,37 @@ def sentences(found: Overoptimization) -> list[str]:
     for one in found.curves:
         first, last = one.points[0], one.points[-1]
         best = max(one.points, key=lambda point: point.gold.value)
-        turn = (
-            f"its fitted peak is at n = {one.fit.peak_n} (KL {number(one.fit.peak_kl or 0)} nats)"
-            if one.fit.peak_n is not None
-            else "no peak within the range"
-        )
         told.append(
-            f"{one.name}: gold {amount(first.gold)} at n = 1, {amount(best.gold)} at n = {best.n}, "
-            f"{amount(last.gold)} at n = {last.n}; {turn}; recommended: n = {one.recommended_n}"
+            f"{one.name}: gold at the start (n = 1) {amount(first.gold)}, at its best "
+            f"(n = {best.n}) {amount(best.gold)}, at the largest n ({last.n}) {amount(last.gold)}; "
+            f"{_turn(one, best)}; recommended: n = {one.recommended_n}"
         )
     return told
+
+
+def _turn(one: Curve, best: Point) -> str:
+    if one.fit.peak_n is not None:
+        return (
+            f"its fitted peak is at n = {one.fit.peak_n} (KL {number(one.fit.peak_kl or 0)} nats)"
+        )
+    gold_S = [point.gold.value for point in one.points]
+    if min(gold_S) == max(gold_S):
+        return "no peak: it does not change with n"
+    if best is one.points[-1]:
+        return f"no peak: it still rises at n = {best.n}"
+    if best is one.points[0]:
+        return "no peak: it falls from the start"
+    return "no fitted peak within the range"
+
+
+def _folder(within: Path, gold: str) -> Path:
+    """Where the curves of one gold are kept."""
+    out = within / (slug(gold) or "gold")
+    curves = out / "curves.json"
+    if curves.is_file() and json.loads(curves.read_text(encoding="utf-8"))["gold"] != gold:
+        # Two names that differ in signs alone.
+        out = within / f"{out.name}-{digest(gold)[:8]}"
+    return out
 
 
 def _held_out(work: Workspace) -> list[Prompt]:
