@@ -130,6 +130,7 @@ def test_a_reward_model_can_be_gold(made: Path) -> None:
         (["gold.judge=fake/longer", "gold.function=a:b"], "judge and function"),
         (["gold.function=gold_functions"], "names no function"),
         (["gold.function=gold_functions:absent"], "names no function"),
+        (["gold.reward_model=outputs/human/reward_model"], "is not there"),
         (["gold.function=gold_functions:nothing", "samples=2"], "gave nan"),
         (["gold.function=gold_functions:shorter", "samples=1"], "samples"),
     ],

@@ -277,6 +277,25 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(RewardModel, "load", load)
 
 
+@pytest.mark.usefixtures("no_model")
+@pytest.mark.parametrize(
+    "name", ["outputs/nope", "outputs/nope/rm", "a/b/rm", "./rm", "/rm", "~/rm"]
+)
+def test_a_folder_that_is_not_there_is_looked_up_nowhere(run_cli: Cli, name: str) -> None:
+    Path("outputs").mkdir()
+    line = run_cli("score", name, write("r.jsonl", GOOD)).refused()
+    assert line.startswith(f"{name}: is not there")
+
+
+@pytest.mark.usefixtures("no_model")
+def test_a_runs_folder_is_no_reward_model_and_has_one(run_cli: Cli) -> None:
+    Path("run/reward_model").mkdir(parents=True)
+    write("run/reward_model/config.json")
+    assert run_cli("score", "run", write("r.jsonl", GOOD)).refused() == (
+        "run: is no model directory: it has no config.json (do you mean run/reward_model?)"
+    )
+
+
 BIG = 2**60 + 1
 NO_FIELD = "Parquet has no such type: Cannot write struct type"
 NOT_HELD = "lines {} have an integer that a float does not hold, and other rows have a float there"

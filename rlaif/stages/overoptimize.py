@@ -29,7 +29,7 @@ from rlaif.progress import progress, say
 from rlaif.sample import sample
 from rlaif.stages._training import Steps, interruptible
 from rlaif.train.scale import combined, read_scale
-from rlaif.train.settings import require_torch
+from rlaif.train.settings import check_directory, require_torch
 from rlaif.types import Prompt, Record, Response, Sampling
 from rlaif.workspace import Workspace
 
@@ -98,6 +98,8 @@ async def run(
             file=work.reward_model,
             fix="run `rlaif train-rm` first",
         )
+    if config.gold.reward_model is not None:
+        check_directory(str(config.gold.reward_model))
     function = _function(config.gold.function) if config.gold.function else None
     if config.gold.judge in {asked.model for _, asked in judge.judges()}:
         say("warning: the judge that labelled is its own gold here; name another one")

@@ -16,7 +16,7 @@ from rlaif.judge.design import sampled
 from rlaif.progress import progress
 from rlaif.rows import Chunk, Row, RowSource, RowWriter, chunked, open_rows, row_writer
 from rlaif.train.scale import Score, best
-from rlaif.train.settings import ScoringSettings, require_torch
+from rlaif.train.settings import ScoringSettings, check_directory, require_torch
 from rlaif.types import Message, Prompt
 
 if TYPE_CHECKING:
@@ -140,6 +140,7 @@ def _run(
     dropped: Sequence[str],
     told: _Told,
 ) -> None:
+    check_directory(model)
     added = {config.prefix + name: kind for name, kind in layout.columns.items()}
     writer = row_writer(out, source, added, dropped)
     total = _checked(source, layout, writer)

@@ -7,7 +7,6 @@ import functools
 import gc
 import logging
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -22,7 +21,7 @@ from transformers.utils import logging as transformers_logging
 
 from rlaif.errors import SetupError
 from rlaif.train.memory import free_on_host
-from rlaif.train.settings import Precision
+from rlaif.train.settings import Precision, check_directory
 
 HEAD = "score.weight"
 
@@ -90,7 +89,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     A tokenizer without one pads with its end token, as TRL does: padding is masked everywhere, so
     the choice changes no score. Raises SetupError if there is no chat template or neither token.
     """
-    _check_directory(name)
+    check_directory(name)
     with quiet(), _one_line(name):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name)
     if tokenizer.chat_template is None:
@@ -167,7 +166,7 @@ def load_reward(name: str, pad_token_id: int, *, new_head: bool) -> PreTrainedMo
 
 
 def _load(auto: Any, name: str, kind: str, **settings: Any) -> tuple[PreTrainedModel, list[str]]:
-    _check_directory(name)
+    check_directory(name)
     with quiet(), _one_line(name, f"{name} is no {kind}"):
         model, info = auto.from_pretrained(
             name,
@@ -181,17 +180,6 @@ def _load(auto: Any, name: str, kind: str, **settings: Any) -> tuple[PreTrainedM
     module: torch.nn.Module = model
     module.to(device())
     return model, sorted(info["missing_keys"])
-
-
-def _check_directory(name: str) -> None:
-    path = Path(name).expanduser()
-    looks_local = path.is_absolute() or name.startswith((".", "~")) or path.exists()
-    if looks_local and not (path / "config.json").is_file():
-        raise SetupError(
-            "is no model directory: it has no config.json",
-            file=name,
-            fix="give a directory that save_pretrained wrote, or a hub name",
-        )
 
 
 @contextlib.contextmanager

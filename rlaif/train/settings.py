@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -138,6 +139,24 @@ class ScoringSettings(Record):
     response has no score."""
     dtype: Precision = "float32"
     """Precision of the forward pass; weights stay in float32."""
+
+
+def check_directory(name: str) -> None:
+    """Raises SetupError where `name` is a folder's by its looks (it begins with `.`, `/` or `~`,
+    has more than one slash, or its first part is here) and holds no model: a hub would be asked
+    for it in vain."""
+    path = Path(name).expanduser()
+    local = path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1
+    if not (local or Path(*path.parts[:1]).exists()) or (path / "config.json").is_file():
+        return
+    inside = path / "reward_model"
+    raise SetupError(
+        "is no model directory: it has no config.json" if path.is_dir() else "is not there",
+        file=name,
+        fix=f"do you mean {inside}?"
+        if (inside / "config.json").is_file()
+        else "give a directory that save_pretrained wrote, or a hub name",
+    )
 
 
 def require_torch() -> None:
