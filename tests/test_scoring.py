@@ -485,6 +485,21 @@ def test_the_best_of_n_is_the_first_of_the_highest_scores(
     )
 
 
+@pytest.mark.usefixtures("no_model")
+def test_an_n_that_no_row_has_is_refused_before_the_model_is_loaded(run_cli: Cli) -> None:
+    rows = [{"prompt": "Q", "responses": ["a"] * k} for k in (2, 4, 3)]
+    line = run_cli("best-of-n", "rm", write("r.jsonl", *rows), "--n", "5").refused()
+    assert line == (
+        "--n: found 5, and no row of r.jsonl has more than 4 responses (write 4, or leave it out)"
+    )
+
+
+def test_the_worst_of_one_member_is_refused(rm: str, run_cli: Cli) -> None:
+    line = run_cli("score", rm, write("r.jsonl", GOOD), "--how", "worst").refused()
+    assert line.startswith(f"how: found 'worst', and {rm} is no ensemble (leave it out;")
+    assert not Path("r-scored.jsonl").exists()
+
+
 def write_run(prompts: str, **answers: list[str]) -> None:
     """A run of prompts with one letter each, and the answers to some of them, in their order."""
     Path("run").mkdir()

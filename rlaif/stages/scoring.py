@@ -82,7 +82,7 @@ def run_best_of_n(
     Columns: `response`, its place among the responses (`response_index`, from 0), its `score`, how
     many it was chosen from (`n`; None: all, else the first `n`, less what is too long), and `kl`:
     the nats from the policy that drew them (see `kl_of_best_of`). `responses` is left out. Raises
-    SetupError as `run_score` does.
+    SetupError as `run_score` does, and for an `n` that no row has.
     """
     require_torch()
     source = _run_source(Path(rows)) if _is_run(Path(rows)) else open_rows(rows)
@@ -93,7 +93,7 @@ def run_best_of_n(
     out = out or (
         Path(rows) / "best-of-n.jsonl" if _is_run(Path(rows)) else _beside(rows, "best-of-n")
     )
-    _run(model, source, out, config, _best_of(n), ("responses",), told)
+    _run(model, source, out, config, _best_of(n), ("responses",), told, n)
     lines = [f"{told.rows:,} rows in {out}"]
     sizes = sorted(told.sizes)
     if sizes[-1]:
@@ -139,11 +139,18 @@ def _run(
     layout: Layout,
     dropped: Sequence[str],
     told: _Told,
+    n: int | None = None,
 ) -> None:
     check_directory(model)
     added = {config.prefix + name: kind for name, kind in layout.columns.items()}
     writer = row_writer(out, source, added, dropped)
-    total = _checked(source, layout, writer)
+    total, most = _checked(source, layout, writer)
+    if n is not None and 0 < most < n:
+        raise SetupError(
+            f"found {n}, and no row of {source.name} has more than {most} responses",
+            field="--n",
+            fix=f"write {most}, or leave it out",
+        )
     # torch is imported when all rows are known to be good.
     from rlaif.train.reward_model import RewardModel
 
@@ -166,12 +173,12 @@ def _run(
             write(chunk, dict(zip(added, zip(*values, strict=True), strict=True)))
 
 
-def _checked(source: RowSource, layout: Layout, writer: RowWriter) -> int:
-    """Reads every row; how many there are."""
-    rows = 0
+def _checked(source: RowSource, layout: Layout, writer: RowWriter) -> tuple[int, int]:
+    """Reads every row; how many there are, and the most responses that one of them has."""
+    rows = most = 0
     for chunk in source.chunks():
         for number, row in chunk.numbered():
-            _item(source, layout, number, row)
+            most = max(most, len(_item(source, layout, number, row).responses))
             for name in writer.added:
                 if name in row and name not in writer.dropped:
                     raise source.wrong(
@@ -182,7 +189,7 @@ def _checked(source: RowSource, layout: Layout, writer: RowWriter) -> int:
     if not rows:
         raise SetupError("has no rows", file=source.name, fix="give some rows to score")
     writer.all_seen()
-    return rows
+    return rows, most
 
 
 def _scored(

@@ -99,8 +99,9 @@ class RewardModel:
         `how` an ensemble's members become one score, with `penalty`: see `scale.combined`.
         `max_length`: tokens that prompt and response may have together; None: what the model's
         positions allow. `device`: None is the accelerator, if there is one. `dtype`: of the forward
-        pass; weights stay in float32. Raises SetupError for what is no reward model, and for a
-        setting that `ScoringSettings` does not take.
+        pass; weights stay in float32. Raises SetupError for what is no reward model, for a setting
+        that `ScoringSettings` does not take, and for a `how` other than mean where there is one
+        member.
         """
         name = str(folder)
         given = {"how": how, "penalty": penalty, "max_length": max_length, "dtype": dtype}
@@ -111,10 +112,17 @@ class RewardModel:
         for model in models:
             torch.nn.Module.to(model, place)
         members = [RewardScorer(model) for model in models]
+        heads = sum(_heads(model) for model in models)
+        if heads == 1 and asked.how != "mean":
+            raise SetupError(
+                f"found {asked.how!r}, and {name} is no ensemble",
+                field="how",
+                fix="leave it out; reward_model.members=4 trains an ensemble",
+            )
         scale = read_scale(Path(name))
         if scale is None:
             on_log(f"{name}: no reward.json says what its scores mean; they are raw")
-        elif len(scale.mean) != (heads := sum(_heads(model) for model in models)):
+        elif len(scale.mean) != heads:
             raise SetupError(
                 f"reward.json is of {len(scale.mean)} members, the weights are of {heads}",
                 file=name,
