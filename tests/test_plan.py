@@ -23,7 +23,7 @@ from rlaif.models.gate import Budget, Gate
 from rlaif.models.prices import Price, Prices
 from rlaif.plan.estimate import Plan, estimate
 from rlaif.plan.figures import Figure, exactly, mean_to_come, total
-from rlaif.plan.history import OWN, Told
+from rlaif.plan.history import OWN, History, Told
 from rlaif.plan.pilot import run_pilot
 from rlaif.plan.table import lines
 from rlaif.recipe import RunConfig, execute, load_run
@@ -286,6 +286,45 @@ def test_assumptions_are_told_as_assumptions_and_a_pilot_replaces_them(empty_pla
     spans = [stage(plan, "judge").input_tokens for plan in (before, after)]
     # (The pilot's third of the calls is paid for and no longer in it.)
     assert spans[1].high - spans[1].low < 0.5 * (spans[0].high - spans[0].low)
+
+
+def test_the_pilot_is_recommended_only_where_it_has_something_to_tell(empty_place: Path) -> None:
+    # Nothing tells how often the cascade's second judge is asked, before or after three pairs.
+    cascade = "model: fake/shorter, cascade: {model: fake/longer, when: [margin], margin: 0.1}"
+    recipe = written_run(empty_place, cascade)
+    out = empty_place / "out"
+    before = planned(loaded(recipe), out)
+    assert lines(before)[-1].startswith("--pilot N asks")
+    run_pilot(loaded(recipe), out, 1, Gate())
+    after = planned(loaded(recipe), out)
+    assert after.assumed
+    assert not any("--pilot" in line for line in lines(after))
+
+
+def test_of_runs_beside_it_the_one_whose_calls_are_most_alike_tells(tmp_path: Path) -> None:
+    reply = ChatReply(
+        choices=(Choice(text="A", finish_reason="stop"),), prompt_tokens=5, completion_tokens=1
+    )
+
+    def run(name: str, calls: int, words: int, n: int = 4) -> Path:
+        with CallStore(tmp_path / name / "calls.sqlite") as store:
+            for i in range(calls):
+                store.put(chat_request(f"{i} {'word ' * words}", n=n), reply, 1.0)
+        return tmp_path / name
+
+    beside = [run("a-long", 9, 400), run("b-few", 2, 20), run("c-like", 3, 22), run("d", 9, 20, 64)]
+
+    def told(n: int, own: Path = tmp_path / "none") -> tuple[str, int]:
+        with History(own, beside) as history:
+            found = history.told(("served/m",), chat_request("word " * 21, n=n))
+        return found.where, len(found.calls)
+
+    assert told(n=4) == ("c-like", 3)
+    assert told(n=48) == ("d", 9)
+    # What this run was answered comes first, and in it those calls that asked for as many answers.
+    own = run("own", 5, 400)
+    run("own", 7, 20, 64)
+    assert told(n=4, own=own) == (OWN, 5)
 
 
 def test_a_pilot_that_nobody_answers_says_so(

@@ -66,6 +66,8 @@ class Plan(NamedTuple):
     """Models whose price is unknown."""
     memory: Mapping[str, float]
     """Bytes that each training stage takes at most, where that is known."""
+    pilot_tells: bool
+    """Whether some stage that a pilot asks for has no answer in this run yet."""
 
 
 def estimate(
@@ -95,6 +97,7 @@ def estimate(
             found.append(_sum(stage, stored, of_stage))
     told = {stage: memory(stage, config, out) for stage in config.stages()}
     memory_of = {stage: most for stage, most in told.items() if most is not None}
+    piloted = ("revise",) if config.start == "sft" else ("revise", "sample", "judge")
     return Plan(
         tuple(found),
         _total(config, found),
@@ -102,6 +105,7 @@ def estimate(
         tuple(notes.measured),
         tuple(notes.unpriced),
         memory_of,
+        any(e.stage in piloted and e.calls.high and not e.stored for e in found),
     )
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -180,7 +181,7 @@ class History:
             if store is not None:
                 self._others.append((directory.name, store))
         self._known: dict[str, list[tuple[str, list[StoredCall]]]] = {}
-        self._told: dict[tuple[tuple[str, ...], Shape], Told] = {}
+        self._told: dict[tuple[tuple[str, ...], Shape, int], Told] = {}
         self.tails: tuple[str, ...] = ()
         """How templates end."""
 
@@ -189,21 +190,27 @@ class History:
         return None if self._own is None else self._own.get(call_key(request))
 
     def told(self, models: tuple[str, ...], request: ChatRequest) -> Told:
-        """What there is to go by for a call like this one, of the first of the models (identities)
-        that any store knows this kind of call of."""
-        shape = shape_of(request, self.tails)
-        if (models, shape) not in self._told:
-            self._told[models, shape] = self._find(models, shape)
-        return self._told[models, shape]
+        """What there is to go by for calls like this one, of the first of the models (identities)
+        that any store knows this kind of call of: this run's, else those of the run whose calls are
+        most like it in answers a call and length of the prompt, and of such runs the one with the
+        most of them."""
+        kind = (models, shape_of(request, self.tails), request.sampling.n)
+        if kind not in self._told:
+            self._told[kind] = self._find(models, request)
+        return self._told[kind]
 
-    def _find(self, models: tuple[str, ...], shape: Shape) -> Told:
+    def _find(self, models: tuple[str, ...], request: ChatRequest) -> Told:
+        shape = shape_of(request, self.tails)
         every: list[StoredCall] = []
         for model in models:
+            found = []
             for where, calls in self._of(model):
-                alike = [call for call in calls if shape_of(call.request, self.tails) == shape]
-                if alike:
-                    return Told(alike, calls, where)
                 every = every or calls
+                of_kind = [call for call in calls if shape_of(call.request, self.tails) == shape]
+                if of_kind:
+                    found.append(Told(_of_nearest_n(of_kind, request.sampling.n), calls, where))
+            if found:
+                return min(found, key=lambda told: (told.where != OWN, *_unlike(told, request)))
         return Told([], every, "")
 
     def _of(self, model: str) -> list[tuple[str, list[StoredCall]]]:
@@ -225,6 +232,23 @@ class History:
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+
+def _of_nearest_n(calls: Sequence[StoredCall], n: int) -> list[StoredCall]:
+    """Those that asked for a number of answers nearest to `n`."""
+    apart = [abs(math.log2(call.request.sampling.n / n)) for call in calls]
+    nearest = min(apart)
+    return [call for call, far in zip(calls, apart, strict=True) if far == nearest]
+
+
+def _unlike(told: Told, request: ChatRequest) -> tuple[int, int, int]:
+    """How little another run's calls are like this one, in half octaves; the more of them there
+    are, the less."""
+    mean = sum(characters(call.request) for call in told.calls) / len(told.calls)
+    lengths = (mean + 1) / (characters(request) + 1)
+    answers = told.calls[0].request.sampling.n / request.sampling.n
+    apart = [round(2 * abs(math.log2(ratio))) for ratio in (answers, lengths)]
+    return apart[0], apart[1], -len(told.calls)
 
 
 def _opened(directory: Path) -> CallStore | None:

@@ -35,7 +35,7 @@ def lines(plan: Plan) -> list[str]:
             f"no price is known for {', '.join(plan.unpriced)}: the total is a lower bound "
             "(name prices with --prices FILE or RLAIF_PRICES)"
         )
-    if plan.assumed:
+    if plan.assumed and plan.pilot_tells:
         told.append(
             "--pilot N asks for N prompts and puts measured figures in place of assumed ones"
         )
