@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,7 +11,7 @@ from pydantic import BaseModel
 
 from rlaif.errors import SetupError
 from rlaif.files import canonical
-from rlaif.yamlfile import YamlFile, field_names, is_section, section_of, validate
+from rlaif.yamlfile import YamlFile, field_names, is_section, meant_by, section_of, validate
 
 M = TypeVar("M", bound=BaseModel)
 COMMAND_LINE = "command line"
@@ -59,12 +58,11 @@ def _apply(override: str, value: dict[str, Any], model: type[BaseModel]) -> None
     for i, step in enumerate(steps):
         known = field_names(model, steps[:i])
         if step not in known:
-            near = difflib.get_close_matches(step, known, n=1, cutoff=0.4)
             raise SetupError(
                 f"no such field {step!r}",
                 file=COMMAND_LINE,
                 field=name,
-                fix=f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}",
+                fix=meant_by(step, model, steps[:i]),
             )
         if i < len(steps) - 1:
             if target.get(step) is None:  # absent, or a section that was left out as null

@@ -182,7 +182,8 @@ def _dataset(name: str, place: str | Path, config: str | None, split: str) -> Ro
             )
         return splits[0]
 
-    found, _ = open_dataset(place, config, split, name, only)
+    shown = name.removesuffix(f"@{split}") if split else name
+    found, _ = open_dataset(place, config, split, shown, only)
     tables = found.with_format("arrow")
     return RowSource(name, False, lambda: _numbered(name, tables.iter(CHUNK)))
 

@@ -218,9 +218,7 @@ def _mistake(
     file: Path | str | None = source.path if source else origin or None
     line = source.line(at) if source else None
     if kind == "extra_forbidden":
-        known = field_names(model, at[:-1])
-        near = difflib.get_close_matches(str(at[-1]), known, n=1, cutoff=0.4)
-        fix = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+        fix = meant_by(str(at[-1]), model, at[:-1])
         if " " in str(at[-1]):
             fix = "a sentence with a colon in it must stand in quotes"
         return SetupError(
@@ -241,13 +239,32 @@ def _mistake(
     )
 
 
+def meant_by(name: str, model: type[BaseModel], at: Sequence[int | str]) -> str:
+    """What somebody may have meant who wrote the unknown field `name` at `at` inside `model`: the
+    sections there that have it, else the nearest name there."""
+    around = _model_at(model, at)
+    inside = [
+        dotted((*at, field, name))
+        for field in around.model_fields
+        if (section := section_of(around, field)) and name in section.model_fields
+    ]
+    if inside:
+        return f"did you mean {' or '.join(inside)}?"
+    known = list(around.model_fields)
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+
+
 def field_names(model: type[BaseModel], at: Sequence[int | str]) -> list[str]:
     """Names of the fields of the model that stands at `at` inside `model`."""
-    current = model
+    return list(_model_at(model, at).model_fields)
+
+
+def _model_at(model: type[BaseModel], at: Sequence[int | str]) -> type[BaseModel]:
     for step in at:
-        if isinstance(step, str) and step in current.model_fields:
-            current = section_of(current, step) or current
-    return list(current.model_fields)
+        if isinstance(step, str) and step in model.model_fields:
+            model = section_of(model, step) or model
+    return model
 
 
 def is_section(model: type[BaseModel], at: Sequence[str]) -> bool:

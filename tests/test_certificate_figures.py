@@ -442,7 +442,7 @@ def test_a_good_judge_is_warned_of_nothing() -> None:
 def test_a_judge_that_may_be_a_coin_is_warned_of() -> None:
     assert warned(judged(20, 20), "not shown to be better than a coin")
     assert not warned(judged(36, 4), "coin")
-    assert warned(judged(4, 36), "prefers what people do not")
+    assert warned(judged(4, 36), "prefers what gold does not")
 
 
 def test_a_judge_that_a_ruler_equals_is_warned_of() -> None:
@@ -491,7 +491,7 @@ def test_agreement_never_stands_without_the_length_rule_and_the_ceiling() -> Non
         update={"ceiling": figures([row(0)], SEED, (0.94, "experts, Zeng et al. 2023")).ceiling}
     )
     said = sentences(certificate(one, figures={"ours": one, "bar": two, "all": one}))
-    told = [sentence for sentence in said if "as people did" in sentence]
+    told = [sentence for sentence in said if "as gold says" in sentence]
     assert [sentence.split()[0] for sentence in told] == ["The", "On", "On"]
     assert all("longer answer wins" in sentence for sentence in told)
     assert "people agree with each other on 94 % (experts, Zeng et al. 2023)" in told[1]

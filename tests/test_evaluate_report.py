@@ -253,7 +253,10 @@ def test_a_comparison_without_a_verdict_is_said_to_have_none() -> None:
 def test_every_part_that_is_missing_is_said_to_be_missing() -> None:
     sentences = headline(bare())
     assert len(sentences) == 5
-    assert all("yet." in sentence for sentence in sentences)
+    # A part that is out of date is no longer there either.
+    untrained = [s for s in sentences if s.endswith(" is not trained on the present labels.")]
+    assert len(untrained) == 2
+    assert all("yet." in s for s in sentences if s not in untrained)
 
 
 def test_an_end_close_to_one_half_keeps_the_decimal_that_tells_its_side() -> None:

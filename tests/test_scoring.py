@@ -185,6 +185,7 @@ def test_a_dataset_keeps_its_features_and_its_split_is_named(rm: str, run_cli: C
     assert run_cli("score", rm, "d").refused() == (
         "d: has the splits train, test (name one: d@train)"
     )
+    assert run_cli("score", rm, "d@tset").refused().startswith("d@tset: `datasets` cannot read it")
     assert run_cli("score", rm, "d@test").code == 0
     found = datasets.load_from_disk("d-test-scored")
     assert found.features["kind"] == features["kind"]

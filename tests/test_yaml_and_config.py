@@ -57,6 +57,12 @@ def test_an_unknown_field_names_the_nearest_one_and_its_line(tmp_path: Path) -> 
     )
 
 
+def test_an_unknown_field_that_a_section_has_names_the_section(tmp_path: Path) -> None:
+    found = mistake(tmp_path, "name: a\ncolour: red\n")
+    assert found.line == 2
+    assert found.fix == "did you mean wheels.colour or spare.colour?"
+
+
 def test_an_unknown_field_without_a_near_one_lists_what_there_is(tmp_path: Path) -> None:
     found = mistake(tmp_path, "name: a\nspare:\n  zzz: 1\n")
     assert (found.line, found.field, found.fix) == (3, "spare.zzz", "known: size, colour")
@@ -143,6 +149,7 @@ def test_an_empty_override_means_none(tmp_path: Path) -> None:
     ("override", "said"),
     [
         ("laod=2", "command line: laod: no such field 'laod' (did you mean 'load'?)"),
+        ("size=2", "no such field 'size' (did you mean wheels.size or spare.size?)"),
         ("spare.color=red", "spare.color: no such field 'color' (did you mean 'colour'?)"),
         ("zzz.size=1", "zzz.size: no such field 'zzz' (known: name, wheels, spare, load)"),
         ("spare.size=-1", "command line: spare.size: found -1 (input should be greater than 0)"),

@@ -52,7 +52,7 @@ class Ceiling(Record):
 class SetFigures(Record):
     """What a judge made of gold pairs. A figure without rows to stand on is None.
 
-    A row is decided where people do not call it level, and labelled where it is not unscored.
+    A row is decided where gold does not call it level, and labelled where it is not unscored.
     """
 
     rows: Count
@@ -64,7 +64,7 @@ class SetFigures(Record):
     ledger: LedgerRecord
     """What the rows ended as."""
     accuracy: Interval | None
-    """Share of decided, labelled rows decided as people did; a tie counts half. Over prompts."""
+    """Share of decided, labelled rows decided as gold says; a tie counts half. Over prompts."""
     agreement: Interval | None
     """`accuracy` over all decided rows, one without a label counting half, as a coin would: what
     the gate goes by, so that a judge that answers only what is easy gains nothing."""

@@ -139,7 +139,7 @@ def _against_rules(accuracy: Interval, longer_wins: Interval | None) -> list[str
         )
     elif accuracy.value < 0.5:
         found.append(
-            f"Agreement with gold is {share(accuracy, 0.5)}: the judge prefers what people do not."
+            f"Agreement with gold is {share(accuracy, 0.5)}: the judge prefers what gold does not."
         )
     if longer_wins is not None and (accuracy.low is None or accuracy.low <= longer_wins.value):
         found.append(
@@ -205,14 +205,14 @@ def _agreement(decides: str, of: SetFigures) -> str:
         )
     coin = "" if excludes(of.accuracy, 0.5) else " Its interval contains 50 %, a coin's."
     return (
-        f"{decides} {share(of.accuracy, 0.5)} of {counted(of.accuracy.n, 'gold pair')} as people "
-        f"did; {', '.join(beside)}.{coin}"
+        f"{decides} {share(of.accuracy, 0.5)} of {counted(of.accuracy.n, 'gold pair')} as gold "
+        f"says; {', '.join(beside)}.{coin}"
     )
 
 
 def _outcomes(of: SetFigures) -> str:
     ledger, lost = of.ledger, sum(of.ledger.unscored.values())
-    level = f" People call {of.level:,} of them level." if of.level else ""
+    level = f" Gold calls {of.level:,} of them level." if of.level else ""
     why = f" ({reasons(ledger.unscored)})" if lost else ""
     return (
         f"Of {counted(of.rows, 'pair')} on {counted(of.clusters, 'prompt')} "

@@ -133,7 +133,7 @@ def _trust(judge: JudgeSection, certificate: CertificateSection | None) -> list[
         ]
     measured = (
         f"The judge is not certified: it decides {share(certificate.accuracy, 0.5)} of "
-        f"{certificate.rows:,} gold pairs as people did"
+        f"{certificate.rows:,} gold pairs as gold says"
     )
     if not excludes(certificate.accuracy, 0.5):
         return [f"{measured}, which is not shown to be better than a coin."]
@@ -179,7 +179,7 @@ def _certificate(certificate: CertificateSection | None) -> list[str]:
         beside.append(f"people agree with each other on {percent(certificate.ceiling)}")
     return [
         f"Asked in this way, the judge decides {share(certificate.accuracy, 0.5)} of "
-        f"{certificate.rows:,} gold pairs ({', '.join(certificate.sets)}) as people did"
+        f"{certificate.rows:,} gold pairs ({', '.join(certificate.sets)}) as gold says"
         f"{'; ' if beside else ''}{', '.join(beside)}."
     ]
 
@@ -239,7 +239,7 @@ def _pairs(pairs: PairsSection | None) -> list[str]:
 
 def _model(model: str, scorer: str, section: RewardModelSection | None) -> list[str]:
     if section is None:
-        return [f"{model} has not been trained yet."]
+        return [f"{model} is not trained on the present labels."]
     accuracy = section.held_out_accuracy
     if accuracy is None:
         return [

@@ -141,7 +141,7 @@ class CertificateSection(Record):
     part: Literal["all", "dev", "test"]
     rows: Count
     accuracy: Interval | None
-    """Share of gold pairs decided as people did; ties count half."""
+    """Share of gold pairs decided as gold says; ties count half."""
     longer_wins: Interval | None
     """The same for the rule "the longer answer wins"."""
     ceiling: Probability | None

@@ -119,7 +119,7 @@ class Gate(Record):
     injections: int = Field(default=1, ge=0)
     """How many gold pairs each injection is tried on; 0: none."""
     min_agreement: float | None = Field(default=None, ge=0, le=1)
-    """Smallest share of gold pairs decided as people did."""
+    """Smallest share of gold pairs decided as gold says."""
     max_position_bias: float | None = Field(default=None, ge=0, le=1)
     """Largest share of pairs on which the same position wins in both orders."""
     max_unscored: float | None = Field(default=None, ge=0, le=1)

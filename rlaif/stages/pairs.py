@@ -146,7 +146,7 @@ def _certificate(work: Workspace, way: str) -> str:
     people = f"; people: {percent(found.ceiling)}" if found.ceiling is not None else ""
     return (
         f"{share(found.accuracy, 0.5)} of {found.rows:,} gold pairs ({', '.join(found.sets)}) "
-        f"decided as people did{longer}{people} (`certificate.json`)"
+        f"decided as gold says{longer}{people} (`certificate.json`)"
     )
 
 
