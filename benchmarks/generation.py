@@ -25,7 +25,8 @@ from rlaif.datasets import load_prompts
 from rlaif.models import embedded
 from rlaif.models.client import Bill
 from rlaif.models.pool import ModelConfig, ModelPool
-from rlaif.models.server import ServerConfig, VLLMServer
+from rlaif.models.server import VLLMServer
+from rlaif.models.server_settings import ServerConfig
 from rlaif.progress import say
 from rlaif.sample import sample
 from rlaif.types import Prompt, Sampling

@@ -41,7 +41,8 @@ import httpx
 from rlaif.constitution import Principle, load_constitution
 from rlaif.datasets import load_prompts
 from rlaif.models import embedded
-from rlaif.models.server import ServerConfig, VLLMServer
+from rlaif.models.server import VLLMServer
+from rlaif.models.server_settings import ServerConfig
 from rlaif.progress import say
 from rlaif.templates import Template
 from rlaif.types import Message

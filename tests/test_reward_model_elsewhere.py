@@ -14,7 +14,8 @@ from test_train_training import GROUPS, quiet_step
 from transformers import AutoTokenizer, pipeline
 from trl import RewardConfig, RewardTrainer
 
-from rlaif.models.server import ServerConfig, VLLMServer
+from rlaif.models.server import VLLMServer
+from rlaif.models.server_settings import ServerConfig
 from rlaif.train.reward_model import RewardModel
 from rlaif.train.settings import LoraSettings, RewardSettings
 from rlaif.train.tiny import make_tiny

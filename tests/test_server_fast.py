@@ -18,8 +18,10 @@ import pytest
 
 from rlaif.errors import SetupError
 from rlaif.models import server as server_module
-from rlaif.models.server import ServerConfig, VLLMServer
+from rlaif.models import server_settings
+from rlaif.models.server import VLLMServer
 from rlaif.models.server_log import cause_of_death, last_line
+from rlaif.models.server_settings import ServerConfig
 
 ROOT = Path(__file__).parent.parent
 
@@ -313,7 +315,8 @@ def test_sigkill_of_the_parent_leaves_no_process(model: Path, stub: Path, tmp_pa
     parent_code = textwrap.dedent(f"""
         import asyncio, time
         from pathlib import Path
-        from rlaif.models.server import ServerConfig, VLLMServer
+        from rlaif.models.server import VLLMServer
+        from rlaif.models.server_settings import ServerConfig
         class Stub(VLLMServer):
             needs, grace_s, command = "http", 1.0, {StubServer.command!r}
         config = ServerConfig(extra_args=("--mode", "serves"))
@@ -429,22 +432,22 @@ def test_the_status_shows_the_last_thing_that_the_server_said_it_does() -> None:
 
 
 def test_the_cores_are_written_as_ranges() -> None:
-    assert server_module._cpu_list([0, 1]) == "0-1"
-    assert server_module._cpu_list([0, 1, 2, 5, 8, 9]) == "0-2,5,8-9"
+    assert server_settings._cpu_list([0, 1]) == "0-1"
+    assert server_settings._cpu_list([0, 1, 2, 5, 8, 9]) == "0-2,5,8-9"
 
 
 def test_no_more_cores_are_used_than_the_quota_pays_for(tmp_path: Path) -> None:
     quota = tmp_path / "cpu.max"
     quota.write_text("100000 100000\n")
-    assert len(server_module._cpus(quota)) == 1
+    assert len(server_settings._cpus(quota)) == 1
     quota.write_text("max 100000\n")
-    assert server_module._cpus(quota) == sorted(os.sched_getaffinity(0))
+    assert server_settings._cpus(quota) == sorted(os.sched_getaffinity(0))
 
 
 def test_a_cpu_computes_in_float32_unless_it_has_amx(tmp_path: Path) -> None:
     cpuinfo = tmp_path / "cpuinfo"
     cpuinfo.write_text("flags : avx512f avx512_bf16\n")
-    assert server_module._cpu_dtype("auto", cpuinfo) == "float32"
+    assert server_settings._cpu_dtype("auto", cpuinfo) == "float32"
     cpuinfo.write_text("flags : avx512_bf16 amx_bf16\n")
-    assert server_module._cpu_dtype("auto", cpuinfo) == "bfloat16"
-    assert server_module._cpu_dtype("float16", cpuinfo) == "float16"
+    assert server_settings._cpu_dtype("auto", cpuinfo) == "bfloat16"
+    assert server_settings._cpu_dtype("float16", cpuinfo) == "float16"

@@ -26,7 +26,8 @@ from rlaif.models import embedded
 from rlaif.models.client import Answer, Bill
 from rlaif.models.openai_wire import read_completion
 from rlaif.models.pool import ModelConfig, ModelPool
-from rlaif.models.server import ServerConfig, VLLMServer
+from rlaif.models.server import VLLMServer
+from rlaif.models.server_settings import ServerConfig
 from rlaif.stages.constitution_test import run_constitution_test
 from rlaif.train.loading import load_tokenizer
 from rlaif.train.scoring import sampled_logprobs
@@ -221,7 +222,8 @@ def test_sigkill_of_the_parent_leaves_no_vllm_process(weights: Path, tmp_path: P
     parent_code = textwrap.dedent(f"""
         import asyncio, time
         from pathlib import Path
-        from rlaif.models.server import ServerConfig, VLLMServer
+        from rlaif.models.server import VLLMServer
+        from rlaif.models.server_settings import ServerConfig
         config = ServerConfig.model_validate_json({CONFIG.model_dump_json()!r})
         log = Path({str(tmp_path / "vllm.log")!r})
         server = VLLMServer({str(weights)!r}, config, log, lambda line: None)

@@ -18,8 +18,9 @@ from rlaif.models import pool
 from rlaif.models.client import Answer, Bill, Client
 from rlaif.models.pool import ManagedModel, ModelConfig, ModelPool
 from rlaif.models.served import ServedModel
-from rlaif.models.server import ServerConfig, VLLMServer
+from rlaif.models.server import VLLMServer
 from rlaif.models.server_log import wanted_less
+from rlaif.models.server_settings import ServerConfig
 from rlaif.types import ChatReply, ChatRequest
 
 STUB = """

@@ -25,7 +25,8 @@ from rlaif.models.limits import Limiter, Limits
 from rlaif.models.names import ANTHROPIC_KEY, ANTHROPIC_TOKEN, ModelName, api_key, parse_model
 from rlaif.models.prices import Usd
 from rlaif.models.served import ServedModel
-from rlaif.models.server import ServerConfig, ServerOutOfMemory, VLLMServer
+from rlaif.models.server import VLLMServer
+from rlaif.models.server_settings import ServerConfig, ServerOutOfMemory
 from rlaif.progress import Status, say
 from rlaif.types import ChatReply, ChatRequest, Record
 
