@@ -19,25 +19,29 @@ from rlaif.evaluate.certificate import (
     Certificate,
     CertificateCost,
     GoldFacts,
-    InjectionFigures,
-    InjectionRow,
     Row,
     SweepRow,
 )
-from rlaif.evaluate.certificate_figures import figures, injection_figures
+from rlaif.evaluate.certificate_figures import figures
 from rlaif.evaluate.certificate_page import write_certificate, write_sweep
+from rlaif.evaluate.certificate_pairs import (
+    Chosen,
+    asked_about,
+    gold_of,
+    injected_of,
+    injections_of,
+    rows_of,
+)
 from rlaif.evaluate.certificate_words import shortfalls, warnings_of
 from rlaif.evaluate.schema import CertificateSection, ConstitutionFacts
-from rlaif.files import digest, write_jsonl
-from rlaif.gold import GoldPair, GoldSet, load_gold, part_of
+from rlaif.files import write_jsonl
 from rlaif.judge.aggregate import Pair
 from rlaif.judge.config import AskConfig, Gate, JudgeConfig, Mode
 from rlaif.judge.forms import Asked, Form
-from rlaif.judge.injections import CONTROLS, INJECTED, INJECTIONS, inject
 from rlaif.judge.panel import Panel, Verdicts
 from rlaif.models.client import Bill
 from rlaif.progress import progress, say
-from rlaif.types import Comparison, Judgment, Order, Record, Response
+from rlaif.types import Record
 from rlaif.workspace import Workspace
 
 WAYS: tuple[tuple[Mode, str], ...] = (
@@ -104,12 +108,12 @@ async def certify(
     """Asks the judge about the gold pairs, and about some of them with an injection in the worse
     response, and writes certificate.json and certificate.html into the run directory, with what the
     judge said of the gold pairs in certificate_*.jsonl beside them."""
-    sets, chosen = _gold(gate)
+    sets, chosen = gold_of(gate)
     async with work.stage("certify") as bill:
-        asked = await _ask(config, constitution, work, bill, _pairs(chosen))
-        injected = _injected(chosen, asked.verdicts.pairs, gate.injections)
+        asked = await _ask(config, constitution, work, bill, asked_about(chosen))
+        injected = injected_of(chosen, asked.verdicts.pairs, gate.injections)
         after = await _ask(config, constitution, work, bill, [pair for _, pair in injected])
-    rows = _rows(chosen, asked.verdicts, constitution)
+    rows = rows_of(chosen, asked.verdicts, constitution)
     of_set: dict[str, list[Row]] = defaultdict(list)
     for (gold_set, _), row in zip(chosen, rows, strict=True):
         of_set[gold_set.name].append(row)
@@ -137,7 +141,7 @@ async def certify(
             for s in sets
         },
         figures=found_figures,
-        injections=_injections(
+        injections=injections_of(
             injected, after.verdicts, chosen, asked.verdicts, constitution, work.seed
         ),
         cost=_cost(config, asked),
@@ -153,9 +157,7 @@ async def certify(
     return certificate
 
 
-def _write_rows(
-    chosen: Sequence[tuple[GoldSet, GoldPair]], verdicts: Verdicts, directory: Path
-) -> None:
+def _write_rows(chosen: Chosen, verdicts: Verdicts, directory: Path) -> None:
     write_jsonl(directory / "certificate_judgments.jsonl", verdicts.judgments)
     write_jsonl(directory / "certificate_comparisons.jsonl", verdicts.comparisons)
     write_jsonl(
@@ -191,7 +193,7 @@ async def sweep(
     """The same gold pairs in every way of asking that we have, and with each of `templates` in the
     config's own mode. Writes sweep.json and sweep.html."""
     constitution, _ = load_constitution(config.constitution)
-    sets, chosen = _gold(gate)
+    sets, chosen = gold_of(gate)
     ceiling = sets[0].ceiling if len(sets) == 1 else None
     ways = [_asked_in(config, *way) for way in WAYS]
     ways += [_asked_in(config, config.mode, template) for template in templates]
@@ -204,13 +206,13 @@ async def sweep(
             named = {"way": tried.mode, "template": str(tried.template)}
             say(f"{tried.mode}, {tried.template} …")
             try:
-                asked = await _ask(tried, constitution, work, bill, _pairs(chosen))
+                asked = await _ask(tried, constitution, work, bill, asked_about(chosen))
             except SetupError as e:
                 if not e.field.endswith(CANNOT):
                     raise
                 rows.append(SweepRow(**named, failed=e.problem))
                 continue
-            found = figures(_rows(chosen, asked.verdicts, constitution), work.seed, ceiling)
+            found = figures(rows_of(chosen, asked.verdicts, constitution), work.seed, ceiling)
             rows.append(SweepRow(**named, figures=found, cost=_cost(tried, asked)))
     write_sweep(rows, work.directory)
     return rows
@@ -230,7 +232,7 @@ def check_gate(gate: Gate) -> None:
     if gate.certificate is not None:
         read_certificate(Path(gate.certificate))
     else:
-        _gold(gate)
+        gold_of(gate)
 
 
 def pairs_of(gate: Gate) -> list[Pair]:
@@ -238,46 +240,9 @@ def pairs_of(gate: Gate) -> list[Pair]:
     takes a certificate as it is. Raises SetupError."""
     if gate.certificate is not None:
         return []
-    _, chosen = _gold(gate)
-    pairs = _pairs(chosen)
-    return [*pairs, *(pair for _, pair in _injected(chosen, pairs, gate.injections))]
-
-
-def _gold(gate: Gate) -> tuple[list[GoldSet], list[tuple[GoldSet, GoldPair]]]:
-    sets = [load_gold(name) for name in gate.gold]
-    names = [s.name for s in sets]
-    for name in names:
-        if names.count(name) > 1 or name == ALL:
-            raise SetupError(
-                f"a gold set cannot be called {name!r}: another figure is",
-                field="judge.gate.gold",
-                fix="rename the file",
-            )
-    chosen = [(s, pair) for s in sets for pair in part_of(s.pairs, gate.part, gate.limit)]
-    if all(pair.p_gold == 0.5 for _, pair in chosen):
-        raise SetupError(
-            f"of the gold sets {gate.part} has no pair with a better response",
-            field="judge.gate.part",
-            fix="use all, or more gold",
-        )
-    return sets, chosen
-
-
-def _pairs(chosen: Sequence[tuple[GoldSet, GoldPair]]) -> list[Pair]:
-    return [
-        Pair(
-            gold.prompt,
-            _response(f"{s.name}:{gold.id}/first", gold, gold.first),
-            _response(f"{s.name}:{gold.id}/second", gold, gold.second),
-        )
-        for s, gold in chosen
-    ]
-
-
-def _response(name: str, gold: GoldPair, text: str) -> Response:
-    return Response(
-        id=name, prompt_id=gold.prompt.id, text=text, finish_reason="stop", model="gold", call=""
-    )
+    _, chosen = gold_of(gate)
+    pairs = asked_about(chosen)
+    return [*pairs, *(pair for _, pair in injected_of(chosen, pairs, gate.injections))]
 
 
 async def _ask(
@@ -303,125 +268,6 @@ async def _ask(
 
 async def _way(config: JudgeConfig, constitution: Constitution, work: Workspace) -> str:
     return (await _ask(config, constitution, work, Bill(), [])).verdicts.way
-
-
-def _rows(
-    chosen: Sequence[tuple[GoldSet, GoldPair]], verdicts: Verdicts, constitution: Constitution
-) -> list[Row]:
-    orders = _orders(verdicts, constitution)
-    return [
-        Row(
-            id=pair.id,
-            prompt_id=pair.prompt.id,
-            p_gold=gold.p_gold,
-            annotators=gold.annotators,
-            p_first=comparison.p_first,
-            outcome=comparison.outcome,
-            reason=comparison.reason,
-            p_forward=by_order.get("forward"),
-            p_swapped=by_order.get("swapped"),
-            len_first=len(gold.first),
-            len_second=len(gold.second),
-        )
-        for (_, gold), pair, comparison, by_order in zip(
-            chosen, verdicts.pairs, verdicts.comparisons, orders, strict=True
-        )
-    ]
-
-
-def _orders(verdicts: Verdicts, constitution: Constitution) -> list[dict[Order, float]]:
-    """`_by_order` of every comparison."""
-    by_comparison: dict[str, list[Judgment]] = defaultdict(list)
-    for judgment in verdicts.judgments:
-        by_comparison[judgment.comparison_id].append(judgment)
-    weights = {p.id: p.weight for p in constitution.principles}
-    return [_by_order(c, by_comparison[c.id], weights) for c in verdicts.comparisons]
-
-
-def _by_order(
-    comparison: Comparison, judgments: Sequence[Judgment], weights: Mapping[str, float]
-) -> dict[Order, float]:
-    """P(first) in each order: the weighted mean over the judgments that the label stands on, which
-    are those of the deciding judges under principles with all orders scored."""
-    asked: dict[tuple[str, str], list[Judgment]] = defaultdict(list)
-    for j in judgments:
-        if not comparison.escalated or j.judge == comparison.judge:
-            asked[j.judge, j.principle_id].append(j)
-    given: dict[Order, list[tuple[float, float]]] = defaultdict(list)
-    for (_, principle_id), orders in asked.items():
-        scored = [(j.order, j.p_first) for j in orders if j.p_first is not None]
-        if len(scored) == len(orders):
-            for order, p in scored:
-                given[order].append((p, weights[principle_id]))
-    return {
-        order: sum(p * w for p, w in votes) / sum(w for _, w in votes)
-        for order, votes in given.items()
-    }
-
-
-class _Injected(NamedTuple):
-    at: int
-    """Which gold pair."""
-    first: bool
-    """Whether the injection is in the first response."""
-    name: str
-    kind: str
-
-
-def _injected(
-    chosen: Sequence[tuple[GoldSet, GoldPair]], pairs: Sequence[Pair], times: int
-) -> list[tuple[_Injected, Pair]]:
-    """Each injection in the worse response of `times` decided gold pairs, taken in turn from all
-    sets."""
-    decided = sorted(
-        (i for i, (_, gold) in enumerate(chosen) if gold.p_gold != 0.5),
-        key=lambda i: digest([chosen[i][0].name, chosen[i][1].id]),
-    )
-    found = []
-    for n, injection in enumerate(i for i in (*INJECTIONS, *CONTROLS) for _ in range(times)):
-        at = decided[n % len(decided)]
-        pair, first = pairs[at], chosen[at][1].p_gold == 0.0
-        worse = pair.first if first else pair.second
-        changed = worse.model_copy(
-            update={
-                "id": f"{worse.id}{INJECTED}{injection.name}#{n}",
-                "text": inject(worse.text, injection),
-            }
-        )
-        pair = pair._replace(first=changed) if first else pair._replace(second=changed)
-        found.append((_Injected(at, first, injection.name, injection.kind), pair))
-    return found
-
-
-def _injections(
-    injected: Sequence[tuple[_Injected, Pair]],
-    after: Verdicts,
-    chosen: Sequence[tuple[GoldSet, GoldPair]],
-    before: Verdicts,
-    constitution: Constitution,
-    seed: int,
-) -> InjectionFigures | None:
-    if not injected:
-        return None
-    orders_before, orders_after = _orders(before, constitution), _orders(after, constitution)
-    orders: tuple[Order, ...] = ("forward", "swapped", "none")
-    return injection_figures(
-        [
-            InjectionRow(
-                name=what.name,
-                kind=what.kind,
-                prompt_id=chosen[what.at][1].prompt.id,
-                before=tuple(_of(orders_before[what.at].get(o), what.first) for o in orders),
-                after=tuple(_of(by_order.get(o), what.first) for o in orders),
-            )
-            for (what, _), by_order in zip(injected, orders_after, strict=True)
-        ],
-        seed,
-    )
-
-
-def _of(p_first: float | None, first: bool) -> float | None:
-    return p_first if p_first is None or first else 1.0 - p_first
 
 
 def _cost(config: JudgeConfig, asked: _Asked) -> CertificateCost:
