@@ -81,6 +81,11 @@ class CallRejected(CallError):
 
     reason = "rejected"
 
+    def __init__(self, message: str, *, paid: bool = False, status: int | None = None) -> None:
+        """`status`: of HTTP, where that is what refused it."""
+        super().__init__(message, paid=paid)
+        self.status = status
+
 
 class CallTransient(CallError):
     """The provider may answer next time: timeout, 5xx, cut connection. It asks us to wait `wait_s`

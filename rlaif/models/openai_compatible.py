@@ -5,22 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator, Mapping, Set
 from json import JSONDecodeError
-from typing import Literal
+from typing import Any, Literal
 
 import openai
 
 from rlaif.callstore.journal import Batch
-from rlaif.errors import CallError, CallRateLimited, CallRejected, CallTransient, SetupError
-from rlaif.models.base import ChatModel, lower_names, retry_after_s
+from rlaif.errors import CallError, CallRateLimited, CallRejected, CallTransient
+from rlaif.models.base import lower_names
 from rlaif.models.batch import BatchGone, BatchProvider, BatchRefused, Raw
 from rlaif.models.names import is_final, quoted
-from rlaif.models.openai_wire import (
-    body_of,
-    gave_logprobs,
-    probe_body,
-    refuses_logprobs,
-    reply_of,
-)
+from rlaif.models.openai_wire import SpeaksOpenAI, body_of, refusal, reply_of
 from rlaif.types import ChatReply, ChatRequest
 
 ENDPOINT: Literal["/v1/chat/completions"] = "/v1/chat/completions"
@@ -31,7 +25,7 @@ LOOKED_AT = 2000
 """Most batches of an account among which a lost one is looked for."""
 
 
-class OpenAIModel(ChatModel, BatchProvider):
+class OpenAIModel(SpeaksOpenAI, BatchProvider):
     """Chat completions of OpenAI, or of OPENAI_BASE_URL; the SDK's own retries are turned off.
 
     A reasoning model of OpenAI's refuses another temperature than 1. As a judge it is asked with
@@ -39,18 +33,14 @@ class OpenAIModel(ChatModel, BatchProvider):
     read from text: `judge.text_verdict_tokens`), since its reasoning counts into them.
     """
 
-    gives_logprobs = True
-    max_n = 128
+    official = True
     most = 50_000
 
     def __init__(self, name: str, *, identity: str, api_key: str, timeout_s: float) -> None:
-        self.identity = identity
-        self._name = name
-        self._secret = api_key
+        super().__init__(name, identity, api_key)
         self._sdk = openai.AsyncOpenAI(api_key=api_key, timeout=timeout_s, max_retries=0)
 
-    async def ask(self, request: ChatRequest) -> ChatReply:
-        body = body_of(request, self._name, official=True)
+    async def complete(self, body: Mapping[str, Any]) -> Any:
         try:
             raw = await self._sdk.chat.completions.with_raw_response.create(**body)
             completion = json.loads(raw.text)
@@ -61,20 +51,7 @@ class OpenAIModel(ChatModel, BatchProvider):
         except (JSONDecodeError, UnicodeDecodeError) as e:
             raise CallTransient("the answer is not JSON") from e
         self.heard(lower_names(raw.headers))
-        return reply_of(completion, request)
-
-    async def probe_logprobs(self) -> bool | None:
-        """Asks for one token, neither stored nor billed. False too where the request is refused in
-        words about log-probabilities."""
-        try:
-            raw = await self._sdk.chat.completions.with_raw_response.create(
-                **probe_body(self._name, official=True)
-            )
-            return gave_logprobs(json.loads(raw.text))
-        except openai.APIStatusError as e:
-            return refuses_logprobs(e.status_code, e.message)
-        except (openai.APIError, JSONDecodeError, UnicodeDecodeError):
-            return None
+        return completion
 
     async def submit(self, requests: Mapping[str, ChatRequest], token: str) -> str:
         lines = [
@@ -172,18 +149,13 @@ def _classify(error: openai.APIError, secret: str) -> Exception:
     said = quoted(error.message, secret)
     if isinstance(error, openai.APITimeoutError | openai.APIConnectionError):
         return CallTransient(f"{type(error).__name__}: {said}")
-    if isinstance(error, openai.AuthenticationError):
-        return SetupError(
-            "the provider refuses the API key", fix="check OPENAI_API_KEY, its value and scope"
-        )
-    if isinstance(error, openai.NotFoundError):
-        return SetupError(f"the provider does not know this model: {said}")
-    if isinstance(error, openai.RateLimitError):
-        if error.code == "insufficient_quota":
-            return SetupError("the provider's account has no quota left", fix="top it up")
-        return CallRateLimited(said, retry_after_s(lower_names(error.response.headers)))
     if not isinstance(error, openai.APIStatusError):
         return CallTransient(said)
-    if is_final(error.status_code):
-        return CallRejected(said)
-    return CallTransient(said, retry_after_s(lower_names(error.response.headers)))
+    return refusal(
+        error.status_code,
+        said,
+        error.code,
+        lower_names(error.response.headers),
+        who="the provider",
+        key="OPENAI_API_KEY, its value and scope",
+    )

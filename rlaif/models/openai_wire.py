@@ -1,19 +1,76 @@
-"""The JSON of OpenAI's chat completions: what goes out for a request, and what an answer says."""
+"""OpenAI's chat completions, whoever serves them: what goes out for a request, and what an answer
+or a refusal says."""
 
 from __future__ import annotations
 
 import re
+from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import ValidationError
 
-from rlaif.errors import CallError, CallRejected, CallTransient
-from rlaif.models.base import verdict_schema
+from rlaif.errors import CallError, CallRateLimited, CallRejected, CallTransient, SetupError
+from rlaif.models.base import ChatModel, retry_after_s, verdict_schema
+from rlaif.models.names import is_final
 from rlaif.types import ChatReply, ChatRequest, Choice, TokenLogprob
 
 MOST_ALTERNATIVES = 20
 PROBE = "Answer with one letter: A or B."
+
+
+class SpeaksOpenAI(ChatModel):
+    """A model behind chat completions."""
+
+    gives_logprobs = True
+    max_n = 128
+    official: ClassVar[bool]
+    """Whether it is OpenAI itself that answers."""
+
+    def __init__(self, name: str, identity: str, secret: str) -> None:
+        """`secret`: the key, which no message quotes."""
+        self.identity = identity
+        self._name = name
+        self._secret = secret
+
+    @abstractmethod
+    async def complete(self, body: Mapping[str, Any]) -> Any:
+        """The JSON of a good answer. Raises as `ask` does, SetupError too."""
+
+    async def ask(self, request: ChatRequest) -> ChatReply:
+        body = body_of(request, self._name, official=self.official)
+        return reply_of(await self.complete(body), request)
+
+    async def probe_logprobs(self) -> bool | None:
+        """Asks for one token, neither stored nor billed. False too where the request is refused in
+        words about log-probabilities."""
+        try:
+            return gave_logprobs(
+                await self.complete(probe_body(self._name, official=self.official))
+            )
+        except CallRejected as e:
+            in_words = re.search("log_?prob", str(e), re.IGNORECASE)
+            return False if e.status in (400, 422) and in_words else None
+        except (CallError, SetupError):
+            return None
+
+
+def refusal(
+    status: int, said: str, code: str | None, headers: Mapping[str, str], *, who: str, key: str
+) -> Exception:
+    """What an answer other than 200 means. `who` refuses, and `key` is what to check where it
+    refuses the key; `headers` in lower case."""
+    if status == 401:
+        return SetupError(f"{who} refuses the API key", fix=f"check {key}")
+    if status == 404:
+        return SetupError(f"the provider does not know this model: {said}")
+    if status == 429:
+        if code == "insufficient_quota":
+            return SetupError("the provider's account has no quota left", fix="top it up")
+        return CallRateLimited(said, retry_after_s(headers))
+    if is_final(status):
+        return CallRejected(said, status=status)
+    return CallTransient(said, retry_after_s(headers))
 
 
 def body_of(request: ChatRequest, name: str, *, official: bool) -> dict[str, Any]:
@@ -66,12 +123,6 @@ def gave_logprobs(completion: Any) -> bool | None:
         return bool(read_completion(completion, structured=False).choices[0].first_token)
     except CallError:
         return None
-
-
-def refuses_logprobs(status: int, said: str) -> bool | None:
-    """What a refusal of `probe_body` tells: False where it is in words about log-probabilities."""
-    in_words = re.search("log_?prob", said, re.IGNORECASE)
-    return False if status in (400, 422) and in_words else None
 
 
 def limit_field(*, official: bool) -> str:

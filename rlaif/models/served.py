@@ -14,29 +14,25 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
-from rlaif.errors import CallError, CallRateLimited, CallRejected, CallTransient, SetupError
-from rlaif.models.base import ChatModel, lower_names, retry_after_s
-from rlaif.models.names import is_final, quoted
-from rlaif.models.openai_wire import body_of, gave_logprobs, probe_body, refuses_logprobs, reply_of
-from rlaif.types import ChatReply, ChatRequest
+from rlaif.errors import CallError, CallTransient, SetupError
+from rlaif.models.base import lower_names
+from rlaif.models.names import quoted
+from rlaif.models.openai_wire import SpeaksOpenAI, refusal
 
 KEEP_IDLE_S = 2
 """uvicorn, under vLLM, closes a connection after 5 idle seconds: one that is kept as long is now
 and then closed just as a request goes in."""
 
 
-class ServedModel(ChatModel):
+class ServedModel(SpeaksOpenAI):
     """Chat completions of one server."""
 
-    gives_logprobs = True
-    max_n = 128
+    official = False
 
     def __init__(
         self, name: str, *, identity: str, api_key: str, base_url: str, timeout_s: float
     ) -> None:
-        self.identity = identity
-        self._name = name
-        self._secret = api_key
+        super().__init__(name, identity, api_key)
         self._base = base_url.rstrip("/")
         self._timeout_s = timeout_s
         self._open: aiohttp.ClientSession | None = None
@@ -80,8 +76,8 @@ class ServedModel(ChatModel):
                 fix=f"it serves: {', '.join(served)}",
             )
 
-    async def ask(self, request: ChatRequest) -> ChatReply:
-        return reply_of(await self._post(body_of(request, self._name, official=False)), request)
+    async def complete(self, body: Mapping[str, Any]) -> Any:
+        return await self._post(body, f"{self._base}/chat/completions")
 
     async def first_tokens(self, texts: Sequence[str]) -> list[int] | None:
         """By `/tokenize`, which vLLM and some others serve; None where it is not to be had."""
@@ -100,33 +96,20 @@ class ServedModel(ChatModel):
                     return None
         return found
 
-    async def probe_logprobs(self) -> bool | None:
-        """Asks for one token, neither stored nor billed. False too where the request is refused in
-        words about log-probabilities."""
-        body = json.dumps(probe_body(self._name, official=False)).encode()
-        try:
-            status, _, raw = await self._send("POST", f"{self._base}/chat/completions", body)
-            return (
-                gave_logprobs(json.loads(raw))
-                if status == 200
-                else refuses_logprobs(status, _said(raw)[0])
-            )
-        except (CallTransient, ValueError):
-            return None
-
     async def aclose(self) -> None:
         if self._open is not None:
             await self._open.close()
             self._open = None
 
-    async def _post(self, body: Mapping[str, Any], url: str = "") -> Any:
+    async def _post(self, body: Mapping[str, Any], url: str) -> Any:
         """The JSON of a good answer. Raises as `ask` does."""
         raw_body = json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
-        status, headers, raw = await self._send(
-            "POST", url or f"{self._base}/chat/completions", raw_body
-        )
+        status, headers, raw = await self._send("POST", url, raw_body)
         if status != 200:
-            raise self._refusal(status, headers, raw)
+            said, code = _said(raw)
+            said = quoted(f"{status}: {said}", self._secret)
+            who = f"the server at {self._base}"
+            raise refusal(status, said, code, headers, who=who, key="RLAIF_HTTP_API_KEY")
         try:
             return json.loads(raw)
         except (JSONDecodeError, UnicodeDecodeError) as e:
@@ -144,23 +127,6 @@ class ServedModel(ChatModel):
         except (TimeoutError, aiohttp.ClientError, OSError) as e:
             said = quoted(str(e), self._secret)
             raise CallTransient(f"{type(e).__name__}: {said}".removesuffix(": ")) from e
-
-    def _refusal(self, status: int, headers: Mapping[str, str], raw: bytes) -> Exception:
-        said, code = _said(raw)
-        said = quoted(f"{status}: {said}", self._secret)
-        if status == 401:
-            return SetupError(
-                f"the server at {self._base} refuses the API key", fix="check RLAIF_HTTP_API_KEY"
-            )
-        if status == 404:
-            return SetupError(f"the provider does not know this model: {said}")
-        if status == 429:
-            if code == "insufficient_quota":
-                return SetupError("the provider's account has no quota left", fix="top it up")
-            return CallRateLimited(said, retry_after_s(headers))
-        return (
-            CallRejected(said) if is_final(status) else CallTransient(said, retry_after_s(headers))
-        )
 
 
 def _said(raw: bytes) -> tuple[str, str | None]:
