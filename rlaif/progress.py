@@ -60,6 +60,11 @@ def use_json_logs() -> None:
     _Output.as_json = True
 
 
+def json_logs() -> bool:
+    """Whether they are."""
+    return _Output.as_json
+
+
 def log(event: str, **fields: Any) -> None:
     """One JSON line: the time (RFC 3339, UTC), the event, and what belongs to it."""
     at = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -320,3 +321,28 @@ def test_a_real_process_that_is_interrupted_ends_with_130(tmp_path: Path) -> Non
     assert running.returncode == 130
     assert said.splitlines()[-1].startswith("rlaif: stopped; every answer so far is stored")
     assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("nope",), "No such command 'nope'"),
+        (("run", "smoke", "--nope"), "No such option: --nope"),
+        (("score",), "Missing argument 'RM'"),
+        (("best-of-n", "a", "b", "--n", "0"), "Invalid value for '--n'"),
+    ],
+)
+def test_a_mistake_in_the_arguments_is_a_json_line_too(
+    arguments: tuple[str, ...], said: str, tmp_path: Path
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "rlaif", "--json-logs", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 2
+    (line,) = [json.loads(line) for line in done.stderr.splitlines()]
+    assert line["event"] == "error"
+    assert line["text"].startswith(f"rlaif: {said}")

@@ -6,7 +6,7 @@ import json
 import sys
 import traceback
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 import typer.core
@@ -16,7 +16,7 @@ from rlaif.cli import calls, constitution, plan, scoring, store
 from rlaif.cli.options import MaxCalls, MaxMinutes, MaxUsd, PriceFile
 from rlaif.cli.stopping import stoppable
 from rlaif.errors import RlaifError, SetupError
-from rlaif.progress import say, use_json_logs
+from rlaif.progress import json_logs, say, use_json_logs
 from rlaif.stages import ORDER
 
 Recipe = Annotated[
@@ -37,6 +37,10 @@ Reconfigure = Annotated[
     bool,
     typer.Option("--reconfigure", help="Use a run directory that was made with another config."),
 ]
+
+
+UsageError = cast("type[typer.BadParameter]", typer.BadParameter.__mro__[1])
+"""What all mistakes in arguments have in common; typer exports just this one of them."""
 
 
 class FieldsInHelp(typer.core.TyperCommand):
@@ -62,20 +66,26 @@ app = typer.Typer(
 )
 
 
+def _log_as_json(wanted: bool) -> None:
+    if wanted:
+        use_json_logs()
+
+
 @app.callback(invoke_without_command=True)
 def _root(
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
-    json_logs: Annotated[
+    _: Annotated[
         bool,
         typer.Option(
             "--json-logs",
             envvar="RLAIF_JSON_LOGS",
             help="Write standard error as JSON, one object a line.",
+            # Before a command is looked for, so that one which is not there is told in JSON too.
+            is_eager=True,
+            callback=_log_as_json,
         ),
     ] = False,
 ) -> None:
-    if json_logs:
-        use_json_logs()
     if version:
         typer.echo(__version__)
         raise typer.Exit
@@ -244,7 +254,13 @@ def main() -> None:
     """Entry point. Exit codes: 1 for a constitution that does not pass, 2 for a wrong setup, 3 for
     too many failed calls, 4 for a budget that is spent, 130 for Ctrl-C."""
     try:
-        app()
+        sys.exit(app(standalone_mode=False))
+    except UsageError as e:
+        if json_logs():
+            say(f"rlaif: {e.format_message()}", "error")
+        else:
+            e.show()
+        sys.exit(e.exit_code)
     except RlaifError as e:
         say(f"rlaif: {e}", "error")
         sys.exit(e.exit_code)
