@@ -194,7 +194,7 @@ def prune(run: Path, model: str | None, before: str | None, *, delete: bool) -> 
             for key in KEY.findall(line)
         }
         keys = tools.unused(path, named, model, before)
-        total = sum(usage.calls for usage in tools.stats(path).values())
+        total = tools.count(path)
         if delete:
             tools.prune(path, keys)
     return len(keys), total - len(keys)

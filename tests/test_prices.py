@@ -140,3 +140,21 @@ def test_every_price_of_ours_says_when_and_where_it_was_seen() -> None:
         assert found.date is not None, model
         assert found.source.startswith("https://"), model
         assert found.output >= found.input >= (found.cached_input or 0.0), model
+
+
+def test_a_stored_reply_is_priced_by_what_the_store_knows_of_its_model(tmp_path: Path) -> None:
+    file = written(
+        tmp_path,
+        "models:\n"
+        "  http://a:8000/v1#mine: {input: 3, output: 4}\n"
+        "  http://a:8000/v1#two: {input: 3, output: 4}\n"
+        "  http://b:8000/v1#two: {input: 1, output: 4}\n",
+    )
+    prices, asked = Prices.load(file), reply(1_000_000, 0)
+    assert prices.stored("openai/gpt-4o", asked) == 2.5
+    assert prices.stored("served/mine", asked) == 3.0
+    # Two servers, two prices: the store does not say which of them answered.
+    assert prices.stored("served/two", asked) is None
+    assert prices.stored("served/other", asked) is None
+    for own in ("weights@0123 (dtype=float32)", "vllm/ORG/NAME", "fake/shorter"):
+        assert prices.stored(own, asked) == 0.0

@@ -194,8 +194,16 @@ def test_a_clock_that_jumps_back_changes_nothing(tmp_path: Path) -> None:
 def test_stats_add_up(run_cli: Cli) -> None:
     filled(Path("r/calls.sqlite"), 20)
     out = run_cli("store", "stats", "r").out.splitlines()
-    assert out[1].split()[:6] == ["served/m", "20", "60", "0", "20", "0.25"]
+    assert out[1].split()[:7] == ["served/m", "20", "60", "0", "20", "unknown", "0.25"]
     assert out[-1].endswith(" MB")
+
+
+def test_stats_tell_the_money_where_a_price_is_known(run_cli: Cli) -> None:
+    filled(Path("r/calls.sqlite"), 20)
+    # 60 prompt tokens at a cent each, 20 answered ones at five.
+    Path("p.yaml").write_text("models: {'http://h:1/v1#m': {input: 1e4, output: 5e4}}")
+    out = run_cli("store", "stats", "r", "--prices", "p.yaml").out.splitlines()
+    assert out[1].split()[5] == "1.6000"
 
 
 @pytest.mark.parametrize("name", ["calls.jsonl", "calls.parquet"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Callable, Iterable, Iterator, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -73,6 +73,8 @@ class Usage:
     cached_tokens: int = 0
     completion_tokens: int = 0
     seconds: float = 0.0
+    usd: float | None = 0.0
+    """In US dollars; None: the price is not known."""
     first: str = ""
     last: str = ""
 
@@ -215,8 +217,8 @@ def _salvaged(path: Path) -> Iterator[Row]:
         db.close()
 
 
-def stats(path: Path) -> dict[str, Usage]:
-    """Model -> what it was asked."""
+def stats(path: Path, usd: Callable[[str, ChatReply], float | None]) -> dict[str, Usage]:
+    """Model -> what it was asked. `usd`: what a model's reply costs; None: not known."""
     found: dict[str, Usage] = {}
     for row in rows(path):
         model = json.loads(row.request)["model"]
@@ -227,9 +229,18 @@ def stats(path: Path) -> dict[str, Usage]:
         usage.cached_tokens += reply.cached_tokens
         usage.completion_tokens += reply.completion_tokens
         usage.seconds += row.seconds
+        cost = usd(model, reply)
+        usage.usd = None if cost is None or usage.usd is None else usage.usd + cost
         usage.first = min(usage.first, row.created)
         usage.last = max(usage.last, row.created)
     return dict(sorted(found.items()))
+
+
+def count(path: Path) -> int:
+    """How many calls are stored. Raises StoreError."""
+    with reading(path) as db:
+        found: int = db.execute("SELECT count(*) FROM calls").fetchone()[0]
+    return found
 
 
 def export(path: Path, to: Path) -> int:

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from rlaif.cli.options import PriceFile
 from rlaif.errors import SetupError
 
 app = typer.Typer(
@@ -63,21 +64,23 @@ def verify(
 
 
 @app.command()
-def stats(run: Run) -> None:
-    """Calls, tokens and time by model."""
+def stats(run: Run, prices: PriceFile = None) -> None:
+    """Calls, tokens, money by the prices of now, and time by model."""
     from rlaif.callstore import tools
+    from rlaif.models.prices import Prices
 
     path = tools.store_of(run)
-    found = tools.stats(path)
+    found = tools.stats(path, Prices.load(prices).stored)
     wide = max((len(model) for model in found), default=5)
     typer.echo(
         f"{'model':{wide}} {'calls':>9} {'prompt':>12} {'cached':>12} {'completion':>12}"
-        f" {'s a call':>9}  first .. last"
+        f" {'USD':>10} {'s a call':>9}  first .. last"
     )
     for model, usage in found.items():
+        usd = "unknown" if usage.usd is None else f"{usage.usd:.4f}"
         typer.echo(
             f"{model:{wide}} {usage.calls:9,} {usage.prompt_tokens:12,} {usage.cached_tokens:12,}"
-            f" {usage.completion_tokens:12,} {usage.seconds / usage.calls:9.2f}"
+            f" {usage.completion_tokens:12,} {usd:>10} {usage.seconds / usage.calls:9.2f}"
             f"  {usage.first[:16]} .. {usage.last[:16]}"
         )
     typer.echo(f"{tools.size_mb(path):.1f} MB")

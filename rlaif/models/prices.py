@@ -111,6 +111,20 @@ class Prices:
                 return known[base]
         return FREE if scheme in FREE_SCHEMES else None
 
+    def stored(self, identity: str, reply: ChatReply) -> float | None:
+        """What a stored reply was billed for, by the prices of now; None: unknown. `identity` is
+        what the store knows the model by: of a server it holds the model's name and no address, so
+        that one is priced where all addresses that the prices name agree."""
+        scheme, _, name = identity.partition("/")
+        if scheme.startswith("weights@"):
+            return 0.0
+        prices = [self.of(identity)]
+        if scheme == "served":
+            known = {**self._ours, **self._users}
+            prices = [price for model, price in known.items() if model.endswith(f"#{name}")]
+        price = prices[0] if prices and all(price == prices[0] for price in prices) else None
+        return None if price is None else price.usd(reply)
+
 
 def _read(path: Path) -> Mapping[str, Price]:
     source = YamlFile(path)
