@@ -33,27 +33,11 @@ BEGUN = "begun_"
 """Begins the name of the part that stands while a stage is at work, and after it was stopped."""
 
 
-class Workspace:
-    """One run's folder, call store and models: made by the recipe, given to every stage."""
+class RunFolder:
+    """A run's folder, to be read: where each stage leaves what it made."""
 
-    def __init__(
-        self,
-        directory: Path,
-        seed: int,
-        providers: Mapping[str, Provider],
-        gate: Gate | None = None,
-    ) -> None:
-        """`gate`: what may be spent; None: no limit."""
+    def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self.seed = seed
-        self._lock = _lock(directory)
-        sweep(directory)
-        try:
-            self.store = CallStore(directory / "calls.sqlite")
-        except StoreError:
-            self._lock.close()
-            raise
-        self.pool = ModelPool(self.store, directory / "logs", providers, gate)
         self.prompts = directory / "prompts.jsonl"
         self.responses = directory / "responses.jsonl"
         self.judgments = directory / "judgments.jsonl"
@@ -80,6 +64,60 @@ class Workspace:
             "sft": (self.revisions / STAMP, None),
         }
 
+    def part(self, name: str) -> dict[str, Any] | None:
+        """A part of the report that a stage has saved; None before, and None when the stage's
+        input has changed since."""
+        path = self._part(name)
+        if not path.is_file():
+            return None
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        _, before = self._inputs.get(name, (None, None))
+        if kept["of"] != self._input(name) or (before and self.part(before) is None):
+            return None
+        value: dict[str, Any] = kept["value"]
+        return value
+
+    def _input(self, name: str) -> str | None:
+        path, _ = self._inputs.get(name, (None, None))
+        if path is None or not path.is_file():
+            return None
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+
+    def was_made(self, name: str) -> bool:
+        """Whether a stage has saved this part, whatever has changed since."""
+        return self._part(name).is_file()
+
+    def begun(self) -> list[str]:
+        """Stages that are at work, or were stopped."""
+        found = self.directory.glob(f"parts/{BEGUN}*.json")
+        return sorted(path.stem.removeprefix(BEGUN) for path in found)
+
+    def _part(self, name: str) -> Path:
+        return self.directory / "parts" / f"{name}.json"
+
+
+class Workspace(RunFolder):
+    """One run's folder, call store and models: made by the recipe, given to every stage."""
+
+    def __init__(
+        self,
+        directory: Path,
+        seed: int,
+        providers: Mapping[str, Provider],
+        gate: Gate | None = None,
+    ) -> None:
+        """`gate`: what may be spent; None: no limit."""
+        super().__init__(directory)
+        self.seed = seed
+        self._lock = _lock(directory)
+        sweep(directory)
+        try:
+            self.store = CallStore(directory / "calls.sqlite")
+        except StoreError:
+            self._lock.close()
+            raise
+        self.pool = ModelPool(self.store, directory / "logs", providers, gate)
+
     @asynccontextmanager
     async def stage(self, name: str) -> AsyncIterator[Bill]:
         """Counts what a stage costs in this run; says and keeps what failed calls were told."""
@@ -99,34 +137,15 @@ class Workspace:
             say_failures(bill)
         self.drop_part(f"{BEGUN}{name}")
 
-    def part(self, name: str) -> dict[str, Any] | None:
-        """A part of the report that a stage has saved; None before, and None when the stage's
-        input has changed since."""
-        path = self.directory / "parts" / f"{name}.json"
-        if not path.is_file():
-            return None
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        _, before = self._inputs.get(name, (None, None))
-        if kept["of"] != self._input(name) or (before and self.part(before) is None):
-            return None
-        value: dict[str, Any] = kept["value"]
-        return value
-
-    def _input(self, name: str) -> str | None:
-        path, _ = self._inputs.get(name, (None, None))
-        if path is None or not path.is_file():
-            return None
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-
     def save_part(self, name: str, value: BaseModel | Mapping[str, Any]) -> None:
         """Keeps a part of the report."""
         plain = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
         kept = {"of": self._input(name), "value": plain}
-        write_text(self.directory / "parts" / f"{name}.json", canonical(kept) + "\n")
+        write_text(self._part(name), canonical(kept) + "\n")
 
     def drop_part(self, name: str) -> None:
         """Forgets a part of the report."""
-        (self.directory / "parts" / f"{name}.json").unlink(missing_ok=True)
+        self._part(name).unlink(missing_ok=True)
 
     def write_comparisons(self) -> AbstractContextManager[Callable[[BaseModel], None]]:
         """Writes the labels, one by one; what was told of others is taken away before these take
@@ -179,8 +198,7 @@ def prune(run: Path, model: str | None, before: str | None, *, delete: bool) -> 
             file=run,
             fix="name the folder of a run that has sampled",
         )
-    begun = sorted(path.stem.removeprefix(BEGUN) for path in run.glob(f"parts/{BEGUN}*.json"))
-    if begun:
+    if begun := RunFolder(run).begun():
         raise SetupError(
             f"was stopped in {', '.join(begun)}, and no file names yet what was asked there",
             file=run,
@@ -210,6 +228,20 @@ def repair(path: Path) -> tools.Repaired:
     into the file that is put aside."""
     with _lock(path.parent):
         return tools.repair(path)
+
+
+def is_at_work(directory: Path) -> bool:
+    """Whether a process holds the run directory."""
+    path = directory / ".lock"
+    if not path.is_file():
+        return False
+    with path.open() as file:
+        try:
+            # Shared and for this moment alone: whoever else looks is told the same.
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 def _lock(directory: Path) -> IO[str]:

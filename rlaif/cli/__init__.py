@@ -213,6 +213,19 @@ def overoptimize(
         typer.echo(line)
 
 
+@app.command()
+def status(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.")],
+    prices: PriceFile = None,
+) -> None:
+    """Tell where a run stands, by its files: stages, stored calls and money, failures."""
+    from rlaif import recipe
+    from rlaif.models.prices import Prices
+
+    for line in recipe.status(run, Prices.load(prices)):
+        typer.echo(line)
+
+
 app.add_typer(constitution.app)
 app.add_typer(store.app)
 app.command("calls")(calls.calls)

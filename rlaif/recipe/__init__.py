@@ -5,6 +5,7 @@ from rlaif.recipe.checks import check_judges
 from rlaif.recipe.config import SFT, RunConfig, load_run, recipes
 from rlaif.recipe.overoptimizing import run_overoptimize
 from rlaif.recipe.running import STAGES, at_once, execute
+from rlaif.recipe.status import status
 from rlaif.recipe.study import StudyConfig, execute_study, is_study, load_study
 
 __all__ = [
@@ -23,4 +24,5 @@ __all__ = [
     "recipes",
     "run_certify",
     "run_overoptimize",
+    "status",
 ]
