@@ -10,6 +10,8 @@ import pytest
 from conftest import Finished, chat_request
 
 from rlaif.callstore import CallStore
+from rlaif.config import dump_config
+from rlaif.recipe import load_study
 from rlaif.types import ChatReply, Choice
 
 Cli = Callable[..., Finished]
@@ -79,6 +81,21 @@ def test_money_of_which_a_part_is_unknown_is_a_lower_bound(run_cli: Cli) -> None
     Path("p.yaml").write_text("models: {'http://h:1/v1#two': {input: 1e6, output: 2e6}}")
     least = "at least (no price is known for served/m) 6.00 USD by the prices of now"
     assert any(least in line for line in told(run_cli, "--prices", "p.yaml"))
+
+
+def test_of_a_study_it_tells_the_calls_and_what_is_at_work(run_cli: Cli) -> None:
+    config, _ = load_study(
+        "rlhf-vs-rlaif", ["human.path=concise", "judge.model=fake/shorter"], Path("r")
+    )
+    files = {"config.yaml": dump_config(config), "parts/begun_arms.json": "{}"}
+    for name, text in files.items():
+        Path("r", name).parent.mkdir(parents=True, exist_ok=True)
+        Path("r", name).write_text(text)
+    assert told(run_cli) == [
+        "arms  stopped; the same command goes on",
+        "no call is stored",
+        "nothing to look at yet",
+    ]
 
 
 def test_a_folder_without_a_run_is_refused(run_cli: Cli) -> None:

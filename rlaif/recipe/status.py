@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from rlaif.callstore import tools
 from rlaif.models.prices import Prices
 from rlaif.recipe.config import RunConfig, load_run
+from rlaif.recipe.study import is_study
 from rlaif.workspace import RunFolder, is_at_work
 
 MADE = {
@@ -29,11 +30,11 @@ LOOK_AT = ("report.html", "certificate.html", "revisions/chains.html", "attribut
 def status(out: Path, prices: Prices) -> list[str]:
     """What is done, at work and out of date, what the stored calls cost by `prices`, what failed,
     and where to look. Raises SetupError where `out` holds no run."""
-    config, _ = load_run(None, [], out)
+    # What a study has made of its arms, its files do not tell stage by stage.
+    of_run = () if is_study(None, out) else _stages_of(load_run(None, [], out)[0])
     folder = RunFolder(out)
-    at_work = is_at_work(out)
-    states = dict(_stages(config, folder, at_work=at_work))
-    wide = max(map(len, states))
+    states = dict(_states(of_run, folder, at_work=is_at_work(out)))
+    wide = max(map(len, states), default=0)
     return [
         *(f"{stage:{wide}}  {state}" for stage, state in states.items()),
         *_calls(out, prices),
@@ -44,9 +45,14 @@ def status(out: Path, prices: Prices) -> list[str]:
     ]
 
 
-def _stages(config: RunConfig, folder: RunFolder, *, at_work: bool) -> Iterator[tuple[str, str]]:
+def _stages_of(config: RunConfig) -> tuple[str, ...]:
+    return tuple(s for s in config.stages() if s != "certify" or config.judge.gate is not None)
+
+
+def _states(
+    of_run: Sequence[str], folder: RunFolder, *, at_work: bool
+) -> Iterator[tuple[str, str]]:
     begun = folder.begun()
-    of_run = [s for s in config.stages() if s != "certify" or config.judge.gate is not None]
     # Others too may be at work in the folder: a sweep, best-of-n against a gold.
     for stage in (*of_run, *(s for s in begun if s not in of_run)):
         if stage in begun:
