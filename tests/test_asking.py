@@ -36,14 +36,15 @@ def server() -> Iterator[Server]:
         opened.shutdown()
 
 
-def asking(directory: Path, *arguments: str) -> subprocess.Popen[str]:
+def asking(directory: Path, *arguments: str, background: bool = False) -> subprocess.Popen[str]:
+    ctrl_c = signal.SIG_IGN if background else signal.SIG_DFL
     return subprocess.Popen(
         [sys.executable, "-m", "rlaif", *arguments],
         cwd=directory,
         stderr=subprocess.PIPE,
         text=True,
         # A shell starts what it runs in the background with Ctrl-C ignored.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, ctrl_c),
         env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parent.parent)},
     )
 
@@ -108,9 +109,12 @@ def test_the_help_says_that_a_budget_is_of_one_run_of_the_command(
     assert "(in this run of the command)" in said.partition(f"{option} ")[2].partition(" --")[0]
 
 
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
-def test_control_c_keeps_what_is_paid_for_and_asks_no_more(
-    tmp_path: Path, server: Server, sent: signal.Signals
+@pytest.mark.parametrize(
+    ("sent", "background"),
+    [(signal.SIGINT, False), (signal.SIGTERM, False), (signal.SIGTERM, True)],
+)
+def test_control_c_and_sigterm_keep_what_is_paid_for_and_ask_no_more(
+    tmp_path: Path, server: Server, sent: signal.Signals, background: bool
 ) -> None:
     answer = Script(body=completion("It is blue.", "It is not."), delay_s=1.5)
     listed = Script(body={"data": [{"id": "m"}]})
@@ -120,7 +124,10 @@ def test_control_c_keeps_what_is_paid_for_and_asks_no_more(
         *("sample", "smoke", "--out", "r", "sample.k=2", "policy.concurrency=3"),
         f"policy.model={server.url}/v1#m",
         "policy.limits.adapt=false",
+        background=background,
     )
+    if background:
+        run.send_signal(signal.SIGINT)  # Ctrl-C on what runs in front
     deadline = time.monotonic() + 60
     while len(server.seen) < 4 and time.monotonic() < deadline:
         time.sleep(0.05)

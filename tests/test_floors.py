@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "rlaif"
 FLOORS = (
     ("redact",),
-    ("errors", "types", "progress"),
+    ("errors", "types", "progress", "interrupts"),
     ("files", "yamlfile"),
     ("constitution", "templates", "datasets", "gold", "callstore", "config"),
     ("models",),

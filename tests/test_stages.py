@@ -353,20 +353,27 @@ def test_sampling_counts_prompts_however_many_calls_each_takes(tmp_path: Path) -
     assert seen[-1] == (3, 12)
 
 
-def test_ctrl_c_ends_a_training_at_once_and_says_how_to_go_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("sent", "ctrl_c"),
+    [(signal.SIGINT, signal.SIG_DFL), (signal.SIGTERM, signal.SIG_IGN)],
+    ids=["Ctrl-C", "SIGTERM in the background"],
+)
+def test_ctrl_c_ends_a_training_at_once_and_says_how_to_go_on(
+    tmp_path: Path, sent: signal.Signals, ctrl_c: signal.Handlers
+) -> None:
     program = [sys.executable, "-m", "rlaif", "run", "smoke", "reward_model.epochs=5000"]
     process = subprocess.Popen(
         [*program, "--out", str(tmp_path)],
         stderr=subprocess.PIPE,
         text=True,
         # Whoever runs the tests in the background has SIGINT ignored, and children inherit that.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, ctrl_c),
     )
     assert process.stderr is not None
     for line in process.stderr:
         if "reward_model training" in line:
             break
-    process.send_signal(signal.SIGINT)
+    process.send_signal(sent)
     _, said = process.communicate(timeout=120)
     assert process.returncode == 130
     assert said.strip().splitlines()[-1].startswith("rlaif: stopped; every answer so far is stored")

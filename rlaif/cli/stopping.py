@@ -11,6 +11,7 @@ from contextlib import contextmanager
 import typer
 
 from rlaif.errors import AskingStopped
+from rlaif.interrupts import terminate
 from rlaif.progress import say
 
 
@@ -20,8 +21,7 @@ def stoppable(
 ) -> Iterator[None]:
     """Ends a task that is stopped, by hand or by SIGTERM (exit code 130) or by a budget, with what
     is left and the command that goes on."""
-    # What a scheduler sends before it kills: the task ends as if Ctrl-C had been pressed.
-    before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    before = signal.signal(signal.SIGTERM, terminate)
     try:
         yield
     except AskingStopped as e:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 
+from rlaif import interrupts
 from rlaif.constitution import load_constitution
 from rlaif.datasets import load_prompts
 from rlaif.errors import TooManyFailures
@@ -32,7 +32,7 @@ def run_pilot(config: RunConfig, out: Path, n: int, gate: Gate) -> None:
         check_model(asked.model, field)
     say(f"pilot: {n} prompts are asked about now; the answers stay in {out} and the run uses them")
     with full_disk(out):
-        asyncio.run(_run(config, out, n, gate))
+        interrupts.run(_run(config, out, n, gate))
 
 
 async def _run(config: RunConfig, out: Path, n: int, gate: Gate) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 
+from rlaif import interrupts
 from rlaif.config import from_overrides
 from rlaif.constitution import load_constitution
 from rlaif.constitution.file import slug
@@ -85,7 +85,7 @@ def run_certify(
         check_model(asked.model, field)
     need_space(out, NEEDED_MB)
     with full_disk(out):
-        return asyncio.run(_certify(config, out, sweep, spending))
+        return interrupts.run(_certify(config, out, sweep, spending))
 
 
 async def _certify(

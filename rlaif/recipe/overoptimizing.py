@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 
+from rlaif import interrupts
 from rlaif.config import from_overrides
 from rlaif.files import full_disk, need_space
 from rlaif.models.gate import Gate
@@ -43,4 +43,4 @@ def run_overoptimize(out: Path, overrides: Sequence[str], gate: Gate) -> list[st
             await work.close()
 
     with full_disk(out):
-        return asyncio.run(main())
+        return interrupts.run(main())

@@ -11,6 +11,7 @@ from pathlib import Path
 import yaml
 from pydantic import BaseModel
 
+from rlaif import interrupts
 from rlaif.config import differences, dump_config
 from rlaif.datasets import load_prompts, open_prompts
 from rlaif.errors import JudgeFallsShort, RlaifError, SetupError
@@ -109,7 +110,7 @@ def execute(
     check(config, stages, out)
     need_space(out, NEEDED_MB)
     with full_disk(out):
-        return asyncio.run(_execute(config, out, stages, gate, reconfigure=reconfigure))
+        return interrupts.run(_execute(config, out, stages, gate, reconfigure=reconfigure))
 
 
 async def _execute(

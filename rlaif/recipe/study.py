@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
 from pydantic import Field, model_validator
 
+from rlaif import interrupts
 from rlaif.arms import ArmName
 from rlaif.config import load_config
 from rlaif.datasets import open_prompts
@@ -137,7 +137,7 @@ def execute_study(
     check_study(config)
     need_space(out, NEEDED_MB)
     with full_disk(out):
-        return asyncio.run(_execute(config, out, gate, reconfigure=reconfigure))
+        return interrupts.run(_execute(config, out, gate, reconfigure=reconfigure))
 
 
 def check_study(config: StudyConfig) -> None:

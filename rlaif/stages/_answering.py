@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 from rlaif.errors import TooManyFailures
+from rlaif.interrupts import interruptible
 from rlaif.models.client import Bill
 from rlaif.models.names import parse_model
 from rlaif.models.pool import ModelConfig
 from rlaif.progress import progress
 from rlaif.sample import Drawn, calls_a_prompt, sample
-from rlaif.stages._training import Start, Steps, interruptible
+from rlaif.stages._training import Start, Steps
 from rlaif.types import Prompt, Response, Sampling
 from rlaif.workspace import Workspace
 

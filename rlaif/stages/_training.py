@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +13,7 @@ from pydantic import BaseModel
 from rlaif.errors import SetupError
 from rlaif.evaluate.heldout import Scores, accuracy
 from rlaif.files import digest, need_space, read_jsonl, write_text
+from rlaif.interrupts import interruptible
 from rlaif.models.names import parse_model
 from rlaif.models.pool import identity_of, weights_of
 from rlaif.progress import Advance, progress, say
@@ -196,21 +196,6 @@ def settings_of(section: str) -> Iterator[None]:
         yield
     except SetupError as e:
         raise e.at(section) from e
-
-
-@contextmanager
-def interruptible() -> Iterator[None]:
-    """Lets Ctrl-C end work that never awaits: the event loop's own handler would only cancel the
-    task, which takes effect at the next await, hours later."""
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        # A shell starts background work so: Ctrl-C there is meant for something else.
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 class Steps:

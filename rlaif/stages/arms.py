@@ -16,6 +16,7 @@ from rlaif.datasets import load_prompts
 from rlaif.errors import SetupError
 from rlaif.evaluate.noise_control import flip_to
 from rlaif.files import digest, need_space, read_jsonl, write_jsonl, write_text
+from rlaif.interrupts import interruptible
 from rlaif.models.client import Bill
 from rlaif.models.pool import ModelConfig
 from rlaif.progress import say
@@ -26,7 +27,6 @@ from rlaif.stages._training import (
     Start,
     Steps,
     implicit_rewards,
-    interruptible,
     reference_log_probs,
     settings_of,
     start_weights,

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from rlaif import interrupts
 from rlaif.constitution import EVERY, Case, Constitution, ConstitutionFile, Place, read_constitution
 from rlaif.constitution.lint import lint
 from rlaif.errors import SetupError
@@ -81,7 +81,7 @@ def run_constitution_test(
             await work.close()
 
     with full_disk(out):
-        return asyncio.run(run())
+        return interrupts.run(run())
 
 
 async def run_tests(

@@ -20,6 +20,7 @@ from rlaif.errors import SetupError, TooManyFailures
 from rlaif.evaluate.overoptimization import Curve, Overoptimization, Point, Scored, curve
 from rlaif.evaluate.wording import amount, number
 from rlaif.files import digest, read_jsonl, write_jsonl, write_text
+from rlaif.interrupts import interruptible
 from rlaif.judge.aggregate import weighted
 from rlaif.judge.comply import Question, judge_compliance
 from rlaif.judge.config import JudgeConfig
@@ -27,7 +28,7 @@ from rlaif.models.client import Bill
 from rlaif.models.pool import ModelConfig
 from rlaif.progress import progress, say
 from rlaif.sample import sample
-from rlaif.stages._training import Steps, interruptible
+from rlaif.stages._training import Steps
 from rlaif.train.scale import combined, read_scale
 from rlaif.train.settings import check_directory, require_torch
 from rlaif.types import Prompt, Record, Response, Sampling

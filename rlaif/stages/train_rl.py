@@ -16,13 +16,14 @@ from rlaif.errors import SetupError, TooManyFailures
 from rlaif.evaluate.heldout import win_rate
 from rlaif.evaluate.rl import Finding, JudgeCheck, RLSection, alarms, judged
 from rlaif.files import digest, read_jsonl, write_jsonl, write_text
+from rlaif.interrupts import interruptible
 from rlaif.judge.aggregate import Pair
 from rlaif.judge.config import JudgeConfig
 from rlaif.judge.panel import Panel
 from rlaif.models.client import Bill
 from rlaif.models.pool import weights_identity
 from rlaif.progress import progress, say
-from rlaif.stages._training import Steps, interruptible, make_once, start_weights
+from rlaif.stages._training import Steps, make_once, start_weights
 from rlaif.train.rl_settings import Measure, RLSettings, require_trl
 from rlaif.types import Prompt, Record, Response
 from rlaif.workspace import STAMP, Workspace

@@ -12,11 +12,11 @@ from rlaif.errors import SetupError
 from rlaif.evaluate.intervals import Interval, clustered_mean
 from rlaif.evaluate.schema import SFTSection
 from rlaif.files import digest, read_jsonl
+from rlaif.interrupts import interruptible
 from rlaif.progress import say
 from rlaif.stages._training import (
     Start,
     Steps,
-    interruptible,
     make_once,
     settings_of,
     start_weights,
