@@ -279,7 +279,9 @@ def _tokens(principle: Principle, field: str) -> int:
     """About how many tokens a question takes up before a response is shown. Each example repeats
     the rule and its question."""
     question = _size(principle.text, dict(principle)[field])
-    examples = [_size(e.prompt, e.chosen, e.rejected, e.critique) for e in principle.examples]
+    examples = [
+        _size(e.prompt, e.chosen, e.rejected, e.critique, e.rationale) for e in principle.examples
+    ]
     return sum(FRAME_TOKENS + question + size for size in (0, *examples))
 
 
@@ -293,15 +295,17 @@ def _size(*texts: str) -> int:
 def _examples(file: ConstitutionFile) -> Iterator[Finding]:
     for principle in file.constitution.principles:
         place = file.place(principle.id, "examples")
-        silent = sum(not e.critique for e in principle.examples)
-        if 0 < silent < len(principle.examples):
-            yield _warning(
-                place,
-                principle.id,
-                f"{silent} of {len(principle.examples)} examples have no critique and are not "
-                "shown to who writes critiques",
-                "give all of them one, or none",
-            )
+        shown_to = {"critique": "who writes critiques", "rationale": "a judge that reasons"}
+        for field, whom in shown_to.items():
+            silent = sum(not dict(e)[field] for e in principle.examples)
+            if 0 < silent < len(principle.examples):
+                yield _warning(
+                    place,
+                    principle.id,
+                    f"{silent} of {len(principle.examples)} examples have no {field} and are not "
+                    f"shown to {whom}",
+                    "give all of them one, or none",
+                )
         for number, example in enumerate(principle.examples, 1):
             if _plain(example.chosen) == _plain(example.rejected):
                 yield _error(

@@ -6,7 +6,14 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Self
 
-from pydantic import Field, StringConstraints, field_validator, model_validator
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    StringConstraints,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from rlaif.constitution.conditions import Condition
 from rlaif.constitution.wording import WordingError, render, template
@@ -51,6 +58,17 @@ class Example(Record):
     """The response that falls short."""
     critique: str = ""
     """What is wrong with `rejected`; examples without one are not shown to who writes critiques."""
+    rationale: str = ""
+    """Why `chosen` follows the rule better, in words that name neither A nor B, which it is shown as
+    in turn; examples without one are not shown to a judge that reasons before its verdict."""
+
+    @model_serializer(mode="wrap")
+    def _without_rationale(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # The hash of a constitution whose examples have none is what it was before there were any.
+        dumped: dict[str, Any] = plain(self)
+        if not self.rationale:
+            dumped.pop("rationale", None)
+        return dumped
 
 
 class PrincipleFields(Record):

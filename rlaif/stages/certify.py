@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -36,11 +36,12 @@ from rlaif.evaluate.certificate_words import shortfalls, warnings_of
 from rlaif.evaluate.schema import CertificateSection, ConstitutionFacts
 from rlaif.files import write_jsonl
 from rlaif.judge.aggregate import Pair
-from rlaif.judge.config import AskConfig, Gate, JudgeConfig, Mode
+from rlaif.judge.config import Gate, JudgeConfig, Mode
 from rlaif.judge.forms import Asked, Form
-from rlaif.judge.panel import Panel, Verdicts
+from rlaif.judge.panel import Verdicts
 from rlaif.models.client import Bill
-from rlaif.progress import progress, say
+from rlaif.progress import say
+from rlaif.stages._asking import Judged, ask, try_to_ask
 from rlaif.types import Record
 from rlaif.workspace import Workspace
 
@@ -58,9 +59,6 @@ WAYS: tuple[tuple[Mode, str], ...] = (
 )
 """The ways to ask that a sweep tries: reading mode and template."""
 
-CANNOT = (".mode", ".labels", ".score_max")
-"""Fields of which an error says that this judge cannot be asked in this way."""
-
 
 class CertifyConfig(Record):
     """A certificate by itself, without a run."""
@@ -68,12 +66,6 @@ class CertifyConfig(Record):
     seed: int = 0
     """Seeds the bootstrap and the principles drawn with `judge.principles: sample`."""
     judge: JudgeConfig
-
-
-class _Asked(NamedTuple):
-    verdicts: Verdicts
-    bills: Mapping[str, Bill]
-    """Field of the judge -> what it was asked for."""
 
 
 async def run(config: JudgeConfig, work: Workspace) -> None:
@@ -110,9 +102,9 @@ async def certify(
     judge said of the gold pairs in certificate_*.jsonl beside them."""
     sets, chosen = gold_of(gate)
     async with work.stage("certify") as bill:
-        asked = await _ask(config, constitution, work, bill, asked_about(chosen))
+        asked = await ask(config, constitution, work, bill, asked_about(chosen))
         injected = injected_of(chosen, asked.verdicts.pairs, gate.injections)
-        after = await _ask(config, constitution, work, bill, [pair for _, pair in injected])
+        after = await ask(config, constitution, work, bill, [pair for _, pair in injected])
     rows = rows_of(chosen, asked.verdicts, constitution)
     of_set: dict[str, list[Row]] = defaultdict(list)
     for (gold_set, _), row in zip(chosen, rows, strict=True):
@@ -205,12 +197,9 @@ async def sweep(
         for tried in ways:
             named = {"way": tried.mode, "template": str(tried.template)}
             say(f"{tried.mode}, {tried.template} …")
-            try:
-                asked = await _ask(tried, constitution, work, bill, asked_about(chosen))
-            except SetupError as e:
-                if not e.field.endswith(CANNOT):
-                    raise
-                rows.append(SweepRow(**named, failed=e.problem))
+            asked = await try_to_ask(tried, constitution, work, bill, asked_about(chosen))
+            if isinstance(asked, str):
+                rows.append(SweepRow(**named, failed=asked))
                 continue
             found = figures(rows_of(chosen, asked.verdicts, constitution), work.seed, ceiling)
             rows.append(SweepRow(**named, figures=found, cost=_cost(tried, asked)))
@@ -245,32 +234,11 @@ def pairs_of(gate: Gate) -> list[Pair]:
     return [*pairs, *(pair for _, pair in injected_of(chosen, pairs, gate.injections))]
 
 
-async def _ask(
-    config: JudgeConfig,
-    constitution: Constitution,
-    work: Workspace,
-    bill: Bill,
-    pairs: Sequence[Pair],
-) -> _Asked:
-    bills: dict[str, Bill] = {}
-
-    def open_client(asked: AskConfig, field: str) -> Any:
-        return work.pool.open(asked, field, bills.setdefault(field, Bill()))
-
-    panel = Panel(config, constitution, work.seed, open_client)
-    try:
-        verdicts = await panel.judge_pairs(pairs, progress)
-    finally:
-        for of_judge in bills.values():
-            bill.add(of_judge)
-    return _Asked(verdicts, bills)
-
-
 async def _way(config: JudgeConfig, constitution: Constitution, work: Workspace) -> str:
-    return (await _ask(config, constitution, work, Bill(), [])).verdicts.way
+    return (await ask(config, constitution, work, Bill(), [])).verdicts.way
 
 
-def _cost(config: JudgeConfig, asked: _Asked) -> CertificateCost:
+def _cost(config: JudgeConfig, asked: Judged) -> CertificateCost:
     comparisons, total = len(asked.verdicts.comparisons), Bill()
     usd: float | None = 0.0
     prices = {field: judge.usd_per_million_tokens for field, judge in config.judges()}
