@@ -113,10 +113,15 @@ def test_help_imports_neither_torch_nor_a_vendor_sdk() -> None:
 def test_loading_every_recipe_needs_no_torch() -> None:
     code = (
         "import sys\n"
-        "from rlaif.recipe import is_study, load_run, load_study, recipes\n"
-        "given = ['human.path=pairs.jsonl', 'judge.model=fake/shorter']\n"
+        "from rlaif.recipe import kind_of, load_as, load_run, recipes\n"
+        "human = 'human.path=pairs.jsonl'\n"
+        "given = {\n"
+        "    'rlhf-vs-rlaif': [human, 'judge.model=fake/shorter'],\n"
+        "    'lee-tables': [human, 'judge.models=[fake/shorter]'],\n"
+        "}\n"
         "for name in recipes():\n"
-        "    load_study(name, given, None) if is_study(name, None) else load_run(name, [], None)\n"
+        "    if kind := kind_of(name, None): load_as(kind, name, given[name], None)\n"
+        "    else: load_run(name, [], None)\n"
         "print([m for m in ('torch', 'transformers') if m in sys.modules])"
     )
     done = subprocess.run(

@@ -11,7 +11,7 @@ from conftest import Finished, chat_request
 
 from rlaif.callstore import CallStore
 from rlaif.config import dump_config
-from rlaif.recipe import load_study
+from rlaif.recipe import KINDS, load_as
 from rlaif.types import ChatReply, Choice
 
 Cli = Callable[..., Finished]
@@ -84,9 +84,8 @@ def test_money_of_which_a_part_is_unknown_is_a_lower_bound(run_cli: Cli) -> None
 
 
 def test_of_a_study_it_tells_the_calls_and_what_is_at_work(run_cli: Cli) -> None:
-    config, _ = load_study(
-        "rlhf-vs-rlaif", ["human.path=concise", "judge.model=fake/shorter"], Path("r")
-    )
+    given = ["human.path=concise", "judge.model=fake/shorter"]
+    config, _ = load_as(KINDS["human"], "rlhf-vs-rlaif", given, Path("r"))
     files = {"config.yaml": dump_config(config), "parts/begun_arms.json": "{}"}
     for name, text in files.items():
         Path("r", name).parent.mkdir(parents=True, exist_ok=True)

@@ -251,9 +251,10 @@ def _execute(
         name = None
     gate = Gate.of(*budget)
     with stoppable():
-        if stages is None and recipe.is_study(name, out):
-            study, directory = recipe.load_study(name, changes, out)
-            told = recipe.execute_study(study, directory, reconfigure=reconfigure, gate=gate)
+        kind = recipe.kind_of(name, out) if stages is None else None
+        if kind is not None:
+            other, directory = recipe.load_as(kind, name, changes, out)
+            told = kind.execute(other, directory, reconfigure=reconfigure, gate=gate)
         else:
             config, directory = recipe.load_run(name, changes, out)
             told = recipe.execute(

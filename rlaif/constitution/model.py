@@ -59,8 +59,8 @@ class Example(Record):
     critique: str = ""
     """What is wrong with `rejected`; examples without one are not shown to who writes critiques."""
     rationale: str = ""
-    """Why `chosen` follows the rule better, in words that name neither A nor B, which it is shown as
-    in turn; examples without one are not shown to a judge that reasons before its verdict."""
+    """Why `chosen` follows the rule better; it is shown as A and as B in turn, so name neither.
+    Examples without one are not shown to a judge that reasons before its verdict."""
 
     @model_serializer(mode="wrap")
     def _without_rationale(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:

@@ -30,7 +30,7 @@ def figures(rows: Sequence[Row], seed: int, ceiling: tuple[float, str] | None) -
     labelled = [r for r in scored if r.p_gold != 0.5]
     side = [SIDE[r.outcome] for r in labelled]
     gold = [r.p_gold for r in labelled]
-    credit = metrics.pair_accuracy([s - 0.5 for s in side], gold)
+    credit_M = metrics.pair_accuracy([s - 0.5 for s in side], gold)
     by_length = metrics.longer_wins(
         [r.len_first for r in labelled], [r.len_second for r in labelled], gold
     )
@@ -52,9 +52,9 @@ def figures(rows: Sequence[Row], seed: int, ceiling: tuple[float, str] | None) -
         level=len(rows) - decided,
         clusters=len({r.prompt_id for r in rows}),
         ledger=_ledger(rows),
-        accuracy=_share(credit, labelled, seed),
+        accuracy=_share(credit_M, labelled, seed),
         agreement=_share(
-            [_credit(r) for r in rows if r.p_gold != 0.5],
+            [credit(r) for r in rows if r.p_gold != 0.5],
             [r for r in rows if r.p_gold != 0.5],
             seed,
         ),
@@ -73,13 +73,14 @@ def figures(rows: Sequence[Row], seed: int, ceiling: tuple[float, str] | None) -
         alpha_people=_alpha([r.annotators for r in rows], rows, seed),
         **_position(rows),
         prefer_longer=_share(judged_longer, unequal, seed),
-        accuracy_shorter_right=_share(*_where(credit, by_length, labelled, 0.0), seed),
-        accuracy_longer_right=_share(*_where(credit, by_length, labelled, 1.0), seed),
+        accuracy_shorter_right=_share(*_where(credit_M, by_length, labelled, 0.0), seed),
+        accuracy_longer_right=_share(*_where(credit_M, by_length, labelled, 1.0), seed),
         calibration=calibration([p for _, p in right], [r.prompt_id for r, _ in right], seed),
     )
 
 
-def _credit(row: Row) -> float:
+def credit(row: Row) -> float:
+    """1 decided as gold says, 0 the other way round; a tie, or no label, counts half."""
     if row.outcome in ("tie", "unscored"):
         return 0.5
     return float(SIDE[row.outcome] == row.p_gold)
@@ -138,8 +139,8 @@ def _position(rows: Sequence[Row]) -> dict[str, Interval | None]:
             named_first.append(forward > 0.5)
         if swapped is not None:
             named_first.append(swapped < 0.5)
-        if forward is not None and swapped is not None:
-            both.append((forward > 0.5) == (swapped > 0.5))
+        if (same := same_position(row)) is not None:
+            both.append(not same)
     return {
         "order_consistency": binomial(sum(both), len(both)) if both else None,
         "same_position": binomial(len(both) - sum(both), len(both)) if both else None,
@@ -147,6 +148,14 @@ def _position(rows: Sequence[Row]) -> dict[str, Interval | None]:
         if named_first
         else None,
     }
+
+
+def same_position(row: Row) -> bool | None:
+    """Whether the same position wins in both orders; None without a winner in each."""
+    forward, swapped = row.p_forward, row.p_swapped
+    if forward is None or swapped is None or _level(forward) or _level(swapped):
+        return None
+    return (forward > 0.5) != (swapped > 0.5)
 
 
 def _level(p: float | None) -> bool:

@@ -49,7 +49,7 @@ class AskConfig(ModelConfig):
     """Ask every pair in both orders and average. One order halves the cost and leaves the judge's
     position bias in the labels; every row says which was done."""
     temperature: float = Field(default=0.0, ge=0)
-    """Sampling temperature of critiques, rationales and text verdicts; mode votes needs one."""
+    """Sampling temperature of critiques, rationales and text verdicts; several votes need one."""
     critique_tokens: int = Field(default=160, ge=1)
     """Most tokens of a critique or rationale."""
     text_verdict_tokens: int = Field(default=16, ge=2)
@@ -74,7 +74,7 @@ class AskConfig(ModelConfig):
 
     @model_validator(mode="after")
     def _can_be_asked(self) -> Self:
-        if self.mode == "votes" and self.temperature == 0:
+        if self.mode == "votes" and self.temperature == 0 and self.votes > 1:
             raise ValueError(
                 "mode votes at temperature 0 counts one verdict several times; set temperature, "
                 "for example to 1"

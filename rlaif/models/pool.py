@@ -23,7 +23,7 @@ from rlaif.models.fleet import Fleet
 from rlaif.models.gate import Gate
 from rlaif.models.limits import Limiter, Limits
 from rlaif.models.names import ANTHROPIC_KEY, ANTHROPIC_TOKEN, ModelName, api_key, parse_model
-from rlaif.models.prices import Usd
+from rlaif.models.prices import Price, Usd
 from rlaif.models.served import ServedModel
 from rlaif.models.server import VLLMServer
 from rlaif.models.server_settings import ServerConfig, ServerOutOfMemory
@@ -268,7 +268,7 @@ class ModelPool:
             limits=config.limits,
             pace=self._paces.setdefault(config.model, Pace()),
             gate=self._gate,
-            price=self._gate.price_of(config.model, config.usd_per_million_tokens, field),
+            price=self.price_of(config, field),
             field=field,
         )
         try:
@@ -278,6 +278,10 @@ class ModelPool:
                 await client.drain()
             finally:
                 await model.aclose()
+
+    def price_of(self, config: ModelConfig, field: str) -> Price | None:
+        """As `Gate.price_of`."""
+        return self._gate.price_of(config.model, config.usd_per_million_tokens, field)
 
     def _provider(self, config: ModelConfig, field: str) -> ChatModel:
         scheme = config.model.partition("/")[0]

@@ -3,12 +3,14 @@
 from rlaif.recipe.certifying import load_certify, run_certify
 from rlaif.recipe.checks import check_judges
 from rlaif.recipe.config import SFT, RunConfig, load_run, recipes
+from rlaif.recipe.kinds import KINDS, kind_of, load_as
 from rlaif.recipe.overoptimizing import run_overoptimize
 from rlaif.recipe.running import STAGES, at_once, execute
 from rlaif.recipe.status import status
-from rlaif.recipe.study import StudyConfig, execute_study, is_study, load_study
+from rlaif.recipe.study import StudyConfig, execute_study
 
 __all__ = [
+    "KINDS",
     "SFT",
     "STAGES",
     "RunConfig",
@@ -17,10 +19,10 @@ __all__ = [
     "check_judges",
     "execute",
     "execute_study",
-    "is_study",
+    "kind_of",
+    "load_as",
     "load_certify",
     "load_run",
-    "load_study",
     "recipes",
     "run_certify",
     "run_overoptimize",

@@ -39,6 +39,11 @@ SFT = "run/sft"
 """As a `base`: the policy that train-sft has made in the same run."""
 OPTIONAL = {"revise": "revise", "train-sft": "sft", "train-rl": "rl"}
 """Stages that a run has only where its config has their section."""
+KINDS = {
+    "shots": "makes tables of labeler alignment",
+    "human": "is a study of human against AI labels",
+}
+"""A field that no run has -> what a config with it is for; the first that is there tells."""
 TUNING = ("revise", "train-sft")
 """Stages before sampling, which start from the policy as it is named."""
 
@@ -147,6 +152,12 @@ def path_of(recipe: str | None, out: Path | None) -> Path:
     return path
 
 
+def kind_in(path: Path) -> str | None:
+    """The key of KINDS that the config file has; None: it is a run's."""
+    value = YamlFile(path).value
+    return next((key for key in KINDS if key in value), None)
+
+
 N = TypeVar("N", bound=Record)
 
 
@@ -164,8 +175,6 @@ def load_run(
     Without a recipe the config is that of the run in `out`. Raises SetupError.
     """
     path = path_of(recipe, out)
-    if "human" in YamlFile(path).value:
-        raise SetupError(
-            "is a study of human against AI labels, which `rlaif run` alone takes", file=path
-        )
+    if (key := kind_in(path)) is not None:
+        raise SetupError(f"{KINDS[key]}, which `rlaif run` alone takes", file=path)
     return named(load_config(path, overrides, RunConfig), path, out)

@@ -242,7 +242,7 @@ def _claim(config: BaseModel, out: Path, reconfigure: bool) -> None:
     """Writes the config into the run directory; refuses the directory of another config."""
     path = out / "config.yaml"
     # A config that a mistake kept from making anything binds nobody.
-    made = ("responses.jsonl", "certificate.json", "revisions")
+    made = ("responses.jsonl", "certificate.json", "revisions", "lee.json")
     if path.is_file() and not reconfigure and any((out / name).exists() for name in made):
         before = YamlFile(path).value
         now = yaml.safe_load(dump_config(config))

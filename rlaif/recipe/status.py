@@ -7,8 +7,7 @@ from pathlib import Path
 
 from rlaif.callstore import tools
 from rlaif.models.prices import Prices
-from rlaif.recipe.config import RunConfig, load_run
-from rlaif.recipe.study import is_study
+from rlaif.recipe.config import RunConfig, kind_in, load_run, path_of
 from rlaif.workspace import RunFolder, is_at_work
 
 MADE = {
@@ -24,14 +23,22 @@ MADE = {
     "compare": "comparison",
 }
 """Stage -> the part of the report that it saves when it is done."""
-LOOK_AT = ("report.html", "certificate.html", "revisions/chains.html", "attribution.html", "logs")
+LOOK_AT = (
+    "report.html",
+    "certificate.html",
+    "revisions/chains.html",
+    "attribution.html",
+    "lee.html",
+    "logs",
+)
 
 
 def status(out: Path, prices: Prices) -> list[str]:
     """What is done, at work and out of date, what the stored calls cost by `prices`, what failed,
     and where to look. Raises SetupError where `out` holds no run."""
-    # What a study has made of its arms, its files do not tell stage by stage.
-    of_run = () if is_study(None, out) else _stages_of(load_run(None, [], out)[0])
+    # What has been made of a study's arms, say, its files do not tell stage by stage.
+    is_run = kind_in(path_of(None, out)) is None
+    of_run = _stages_of(load_run(None, [], out)[0]) if is_run else ()
     folder = RunFolder(out)
     states = dict(_states(of_run, folder, at_work=is_at_work(out)))
     wide = max(map(len, states), default=0)

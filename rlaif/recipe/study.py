@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Self
 
@@ -10,7 +10,6 @@ from pydantic import Field, model_validator
 
 from rlaif import interrupts
 from rlaif.arms import ArmName
-from rlaif.config import load_config
 from rlaif.datasets import open_prompts
 from rlaif.errors import SetupError
 from rlaif.files import full_disk, need_space
@@ -18,7 +17,6 @@ from rlaif.judge.config import JudgeConfig
 from rlaif.models.gate import Gate
 from rlaif.models.pool import ModelConfig, check_model, check_weights
 from rlaif.recipe.checks import NEEDED_MB, check_judges
-from rlaif.recipe.config import named, path_of
 from rlaif.recipe.running import _claim, open_transformers
 from rlaif.stages import arms, certify, head_to_head, human, judge
 from rlaif.stages.arms import AnswersConfig
@@ -28,7 +26,6 @@ from rlaif.stages.train_rm import RewardModelConfig
 from rlaif.train.settings import require_torch
 from rlaif.types import Record
 from rlaif.workspace import Workspace
-from rlaif.yamlfile import YamlFile
 
 
 class EvaluationConfig(Record):
@@ -91,20 +88,6 @@ class StudyConfig(Record):
         if self.evaluation.judge is None:
             return self.judge
         return self.judge.of(self.evaluation.judge)
-
-
-def is_study(recipe: str | None, out: Path | None) -> bool:
-    """Whether a recipe, or the folder of a run, is a study's. Raises SetupError as `load_run`."""
-    return "human" in YamlFile(path_of(recipe, out)).value
-
-
-def load_study(
-    recipe: str | None, overrides: Sequence[str], out: Path | None
-) -> tuple[StudyConfig, Path]:
-    """As `load_run`. Raises SetupError."""
-    path = path_of(recipe, out)
-    config, folder = named(load_config(path, overrides, StudyConfig), path, out)
-    return config, folder
 
 
 Run = Callable[[StudyConfig, Workspace], Awaitable[None]]
