@@ -71,9 +71,12 @@ def about(tables: LeeTables) -> str:
 
 
 def failed(tables: LeeTables) -> list[str]:
-    """A line for each way in which a judge was not asked."""
-    rows = (*tables.rows, *tables.consistency)
-    return [f"{r.judge}, {words(r)}: not asked, because {r.failed}" for r in rows if r.failed]
+    """A line for each way in which judges were not asked."""
+    judges: dict[tuple[str, str], list[str]] = {}
+    for row in (*tables.rows, *tables.consistency):
+        if row.failed:
+            judges.setdefault((words(row), row.failed), []).append(row.judge)
+    return [f"{way}: {', '.join(of)}: {why}" for (way, why), of in judges.items()]
 
 
 def tables_of(tables: LeeTables) -> list[Table]:
@@ -197,18 +200,19 @@ def _ceiling(tables: LeeTables) -> str:
 
 
 def markdown(about: str, tables: Sequence[Table], failed: Sequence[str]) -> str:
-    """The tables as Markdown."""
-
-    def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
+    """The page as Markdown."""
     parts = ["# Labeler alignment", about]
     for n, table in enumerate(tables, 1):
-        lines = [line(table.columns), line(["---"] * len(table.columns)), *map(line, table.rows)]
-        parts += [f"## Table {n}: {table.title}", "\n".join(lines), table.note]
+        parts += [f"## Table {n}: {table.title}", "\n".join(lines_of(table)), table.note]
     if failed:
-        parts += ["## Not asked", "\n".join(f"- {why}" for why in failed)]
+        parts += [f"## {NOT_ASKED.capitalize()}", "\n".join(f"- {line}" for line in failed)]
     return "\n\n".join(parts) + "\n"
+
+
+def lines_of(table: Table) -> list[str]:
+    """The table in Markdown."""
+    rows = (table.columns, ["---"] * len(table.columns), *table.rows)
+    return [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows]
 
 
 def _csv(tables: LeeTables) -> str:

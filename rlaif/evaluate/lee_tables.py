@@ -11,7 +11,7 @@ from pydantic import model_validator
 from rlaif.evaluate import metrics
 from rlaif.evaluate.certificate import Ceiling, GoldFacts, Row, SetFigures
 from rlaif.evaluate.certificate_figures import SIDE, credit, figures, same_position
-from rlaif.evaluate.intervals import Interval, clustered_mean, clustered_share
+from rlaif.evaluate.intervals import ROUNDING, Interval, clustered_mean, clustered_share
 from rlaif.evaluate.schema import Amount, ConstitutionFacts, Count
 from rlaif.gold import GoldPair
 from rlaif.judge.aggregate import outcome_of
@@ -116,7 +116,7 @@ def lee_row(
     difference = None
     if first:
         credits = [credit(r) - credit(other) for r, other in zip(found, first, strict=True)]
-        difference = clustered_mean(credits, prompts, seed)
+        difference = _difference(credits, prompts, seed)
     return row.model_copy(
         update={
             "failed": "",
@@ -128,6 +128,18 @@ def lee_row(
             "cost": cost,
         }
     )
+
+
+def _difference(credit_M: Sequence[float], prompts: Sequence[str], seed: int) -> Interval:
+    """Mean of paired differences, each between -1 and 1."""
+    mean = clustered_mean(credit_M, prompts, seed)
+    if mean.low is None or mean.high is None or mean.high - mean.low > ROUNDING:
+        return mean
+    # All alike: the bootstrap would claim certainty. So large a share of prompts may be otherwise.
+    other = clustered_share([0.0] * len(prompts), prompts, seed).high
+    assert other is not None, "there are two clusters or more"
+    ends = {"low": max(mean.value - other, -1.0), "high": min(mean.value + other, 1.0)}
+    return mean.model_copy(update=ends)
 
 
 def by_majority(row: Row, tie_margin: float) -> Row:

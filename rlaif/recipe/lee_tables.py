@@ -8,7 +8,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from rlaif.evaluate.lee_page import failed, tables_of
+from rlaif.evaluate.lee_page import NOT_ASKED, failed, lines_of, tables_of
 from rlaif.evaluate.lee_tables import Style
 from rlaif.files import full_disk, need_space
 from rlaif.models.gate import Gate
@@ -81,6 +81,5 @@ async def _execute(
         )
     finally:
         await work.close()
-    first = tables_of(found)[0]
-    told = [", ".join(map(": ".join, zip(first.columns, row, strict=True))) for row in first.rows]
-    return [*told, *failed(found), f"tables: {out / 'lee.html'}"]
+    lost = [f"{NOT_ASKED}: {line}" for line in failed(found)]
+    return [*lines_of(tables_of(found)[0]), *lost, f"tables: {out / 'lee.html'}"]
