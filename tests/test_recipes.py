@@ -89,6 +89,7 @@ def test_help_of_run_names_every_field_with_its_documentation() -> None:
     )
     usage, fields = done.stdout.split("Fields of a recipe")
     assert "Usage: " in usage
-    for name, _, text in describe(RunConfig):
-        assert name in fields
-        assert text in fields
+    for model in (RunConfig, *(kind.config for kind in KINDS.values())):
+        for name, _, text in describe(model):
+            assert name in fields
+            assert text in fields

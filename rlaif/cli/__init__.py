@@ -55,6 +55,23 @@ class FieldsInHelp(typer.core.TyperCommand):
             formatter.write(f"  {name} = {default}\n      {text}\n")
 
 
+class EveryFieldInHelp(FieldsInHelp):
+    """The same, with the fields of recipes of other kinds that no run has."""
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        from rlaif.config import describe
+        from rlaif.recipe import KINDS, RunConfig
+        from rlaif.recipe.config import KINDS as MEANT
+
+        super().format_epilog(ctx, formatter)
+        told = set(describe(RunConfig))
+        for key, kind in KINDS.items():
+            formatter.write(f"\nWith `{key}`, the recipe {MEANT[key]}:\n\n")
+            for name, default, text in describe(kind.config):
+                if (name, default, text) not in told:
+                    formatter.write(f"  {name} = {default}\n      {text}\n")
+
+
 app = typer.Typer(
     name="rlaif",
     help="From a constitution file to a preference dataset, a reward model, a DPO policy and a "
@@ -107,7 +124,8 @@ def _add_stages(name: str, does: str, stages: tuple[str, ...] | None) -> None:
         budget = (max_usd, max_calls, max_minutes, prices)
         _execute(stages, recipe, overrides, out, reconfigure, budget)
 
-    app.command(name, help=does, cls=FieldsInHelp)(run)
+    shown = EveryFieldInHelp if stages is None else FieldsInHelp
+    app.command(name, help=does, cls=shown)(run)
 
 
 _add_stages(
