@@ -134,10 +134,11 @@ def test_a_rerun_asks_nothing_and_gives_the_same_bytes(run_cli: Cli) -> None:
     gold()
     names = ("lee.json", "lee.csv", "lee.md", "lee.html")
     price = "{model: fake/shorter, usd_per_million_tokens: [2, 10]}"
-    assert run(run_cli, f"{price}, fake/noisy").code == 0
+    small = ("styles=[plain, chain_of_thought]", "shots=[0]", "self_consistency=2")
+    assert run(run_cli, f"{price}, fake/noisy", *small).code == 0
     first = {name: (OUT / name).read_bytes() for name in names}
     made = len(asked())
-    assert run(run_cli, f"{price}, fake/noisy").code == 0
+    assert run(run_cli, f"{price}, fake/noisy", *small).code == 0
     assert {name: (OUT / name).read_bytes() for name in names} == first
     assert len(asked()) == made
     cost = json.loads((OUT / "parts" / "cost.json").read_text())["value"]["lee-tables"]
