@@ -162,6 +162,14 @@ def test_a_budget_that_is_spent_stops_and_the_rest_goes_on(run_cli: Cli) -> None
     assert (OUT / "lee.json").exists()
 
 
+def test_pairs_without_a_label_are_told_of_beside_the_alignment(run_cli: Cli) -> None:
+    gold(pairs=12)
+    assert run(run_cli, "fake/refuse", "styles=[plain]", "self_consistency=0").code == 0
+    row = next(r for r in (OUT / "lee.md").read_text("utf-8").splitlines() if "0-shot |" in r)
+    assert "50 % [" in row
+    assert "]; 100 % no label |" in row
+
+
 def test_a_chain_of_thought_with_examples_is_a_row_that_says_why_it_is_not_asked(
     run_cli: Cli,
 ) -> None:

@@ -96,7 +96,7 @@ def tables_of(tables: LeeTables) -> list[Table]:
         Table(
             "Alignment by style of prompt",
             ("prompt", *tables.judges, LONGER, PEOPLE),
-            matrix(_alignment, *beside),
+            matrix(lambda r: _alignment(r) + _unlabelled(r), *beside),
             "Share of pairs decided as people do."
             + (
                 f" The highest is {best.judge}, {words(best)}: the best of so many looks better "
@@ -156,6 +156,11 @@ def _value(row: LeeRow) -> float:
 
 def _alignment(row: LeeRow) -> str:
     return _share(row.figures.agreement if row.figures else None)
+
+
+def _unlabelled(row: LeeRow) -> str:
+    lost = 1 - row.figures.coverage.value if row.figures else 0.0
+    return f"; {percent(lost)} no label" if lost else ""
 
 
 def _share(interval: Interval | None) -> str:
