@@ -72,7 +72,7 @@ def test_a_missing_recipe(run_cli: Cli) -> None:
     assert line.startswith(
         "recipes: 'dmeo' is neither a file nor one of ours (did you mean 'demo'? give"
     )
-    assert "cai, demo, planted, " in line
+    assert "cai, demo, lee-tables, planted, " in line
 
 
 def test_neither_recipe_nor_run(run_cli: Cli) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
+from rlaif import interrupts
 from rlaif.evaluate.lee_page import NOT_ASKED, failed, lines_of, tables_of
 from rlaif.evaluate.lee_tables import Style
 from rlaif.files import full_disk, need_space
@@ -67,7 +67,7 @@ def execute_lee(
     lee_tables.prepare(config.human, max(config.shots), config.seed)
     need_space(out, NEEDED_MB)
     with full_disk(out):
-        return asyncio.run(_execute(config, out, gate, reconfigure=reconfigure))
+        return interrupts.run(_execute(config, out, gate, reconfigure=reconfigure))
 
 
 async def _execute(
