@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Self
@@ -13,10 +14,15 @@ from rlaif.arms import ArmName
 from rlaif.config import load_config
 from rlaif.datasets import open_prompts
 from rlaif.errors import SetupError
+from rlaif.evaluate.study_data import StudySettings, read_study
+from rlaif.evaluate.study_figures import study_report
+from rlaif.evaluate.study_words import headline, planned_words
 from rlaif.files import full_disk, need_space
 from rlaif.judge.config import JudgeConfig
 from rlaif.models.gate import Gate
 from rlaif.models.pool import ModelConfig, check_model, check_weights
+from rlaif.models.prices import Price
+from rlaif.progress import say
 from rlaif.recipe.checks import NEEDED_MB, check_judges
 from rlaif.recipe.config import named, path_of
 from rlaif.recipe.running import _claim, open_transformers
@@ -107,9 +113,16 @@ def load_study(
     return config, folder
 
 
+async def _human(config: StudyConfig, work: Workspace) -> None:
+    """Also says, before anything is asked, what the held-out prompts can show."""
+    await human.run(config.human, work)
+    held_out = sum(split == "test" for split in json.loads(work.splits.read_text()).values())
+    say(planned_words(held_out, config.evaluation.margin))
+
+
 Run = Callable[[StudyConfig, Workspace], Awaitable[None]]
 STAGES: Mapping[str, Run] = {
-    "human": lambda c, w: human.run(c.human, w),
+    "human": _human,
     "certify": lambda c, w: certify.run(c.judge, w),
     "judge": lambda c, w: judge.run(c.judge, w),
     "arms": lambda c, w: arms.run(
@@ -177,6 +190,37 @@ async def _execute(
                 # Training needs the memory that the servers hold.
                 await work.pool.close_servers()
             await run(config, work)
-        return [f"study: {out}"]
+        told = _report(config, work, gate or Gate())
+        return [*told, f"report: {out / 'study.html'}"]
     finally:
         await work.close()
+
+
+def _report(config: StudyConfig, work: Workspace, gate: Gate) -> list[str]:
+    """Writes the study's report from what the stages have left. Returns its main sentences."""
+
+    def prices(judge: JudgeConfig) -> list[Price | None]:
+        return [
+            gate.price_of(asked.model, asked.usd_per_million_tokens, field)
+            for field, asked in judge.judges()
+        ]
+
+    settings = StudySettings(
+        name=work.directory.name if config.name is None else config.name,
+        description=config.description,
+        seed=config.seed,
+        policy=config.policy.model if config.dpo.base is None else config.dpo.base,
+        arms=config.arms,
+        seeds=config.seeds,
+        shares=config.learning_curve,
+        margin=config.evaluation.margin,
+        tie_margin=config.judge.tie_margin,
+        usd_per_human_label=config.human.usd_per_label,
+        labelling=prices(config.judge),
+        evaluating=prices(config.evaluating()),
+    )
+    report = study_report(read_study(work.directory, settings, work.store))
+    from rlaif.evaluate.study_page import write_study  # matplotlib only where there is a plot
+
+    write_study(report, work.directory)
+    return headline(report)
