@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 
 from rlaif.arms import ArmName
 from rlaif.config import load_config
-from rlaif.datasets import open_prompts
+from rlaif.datasets import load_prompts
 from rlaif.errors import SetupError
 from rlaif.evaluate.study_data import StudySettings, read_study
 from rlaif.evaluate.study_figures import study_report
@@ -175,8 +175,17 @@ def check_study(config: StudyConfig) -> None:
             fix="leave both out, or name the same",
         )
     if config.answers.refusal_prompts:
-        for name in (config.answers.harmless, config.answers.harmful):
-            open_prompts(name, config.answers.refusal_prompts)
+        harmless, harmful = (
+            {p.id for p in load_prompts(name, config.answers.refusal_prompts)}
+            for name in (config.answers.harmless, config.answers.harmful)
+        )
+        if both := harmless & harmful:
+            raise SetupError(
+                f"holds the prompt {min(both)!r}, as answers.harmless does: which answers should "
+                "refuse could not be told",
+                field="answers.harmful",
+                fix="give the two sets prompts with ids of their own",
+            )
 
 
 async def _execute(

@@ -190,14 +190,6 @@ def _asked(config: AnswersConfig, plan: Plan, work: Workspace) -> _Asked:
         list(load_prompts(name, config.refusal_prompts)) if config.refusal_prompts else []
         for name in (config.harmless, config.harmful)
     )
-    if both := {p.id for p in harmless} & {p.id for p in harmful}:
-        raise SetupError(
-            f"holds the prompt {min(both)!r}, as answers.harmless does: which answers should "
-            "refuse could not be told",
-            file=config.harmful,
-            field="answers.harmful",
-            fix="give the two sets prompts with ids of their own",
-        )
     sampling = Sampling(max_tokens=config.max_tokens, temperature=1.0, seed=work.seed)
     return _Asked(held_out, harmless, harmful, sampling)
 
