@@ -227,7 +227,7 @@ class Cost(Record):
     labelling: Spent
     usd_per_ai_label: Amount | None
     answering: Spent
-    """By the start and the arms' policies."""
+    """By the start and the arms' policies: calls behind answers that were kept."""
     evaluating: Spent
 
 
