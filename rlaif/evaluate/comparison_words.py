@@ -51,10 +51,15 @@ def difference_words(
     least = detectable(estimate, alpha)
     if least is None:
         return [*sentences, "All prompts have the same difference, so how they vary is not known."]
-    sentences.append(
-        f"A true difference of {points_of(least)} is found in {percent(POWER)} of such "
-        "comparisons, a smaller one less often."
-    )
+    if least > estimate.bounds[1]:
+        sentences.append(
+            f"No difference is so large that {percent(POWER)} of such comparisons find it."
+        )
+    else:
+        sentences.append(
+            f"A true difference of {points_of(least)} is found in {percent(POWER)} of such "
+            "comparisons, a smaller one less often."
+        )
     if found.verdict != "equivalent" and not apart:
         sentences.append(_lacking(estimate, margin, within, alpha))
     return sentences

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from typing import Literal
 
-import numpy as np
 from scipy import stats
 
 from rlaif.evaluate.equivalence import ALPHA
-from rlaif.evaluate.estimates import Array, Estimate
+from rlaif.evaluate.estimates import Estimate
 
 POWER = 0.8
 MOST = 100_000
@@ -30,8 +30,7 @@ def detectable(estimate: Estimate, alpha: float = ALPHA, power: float = POWER) -
         return None
     return math.hypot(
         *(
-            math.sqrt(part.variance)
-            * float(_quantiles(np.array(part.df), 1.0 - alpha / 2.0, power))
+            math.sqrt(part.variance) * _quantiles(part.df, 1.0 - alpha / 2.0, power)
             for part in estimate.parts
         )
     )
@@ -71,15 +70,21 @@ def _needed(estimate: Estimate, reach: float, more: More, *at: float) -> int | N
         return None
     now = estimate.prompts if more == "prompts" else estimate.seeds
     assert now is not None, "it has parts"
-    n_N = np.arange(2, MOST + 1, dtype=np.float64)
-    square_N = np.zeros_like(n_N)
-    for name, part in zip(("prompts", "seeds"), estimate.parts, strict=False):
-        df = np.maximum(part.df * (n_N - 1) / (now - 1), 1.0) if name == more else part.df
-        times = n_N / now if name == more else 1.0
-        square_N += part.variance / times * _quantiles(np.asarray(df), *at) ** 2
-    enough_N = np.sqrt(square_N) <= reach
-    return int(n_N[enough_N.argmax()]) if enough_N.any() else None
+    parts = estimate.parts
+
+    def reached(n: int) -> float:
+        square = 0.0
+        for name, part in zip(("prompts", "seeds"), parts, strict=False):
+            df = max(part.df * (n - 1) / (now - 1), 1.0) if name == more else part.df
+            times = n / now if name == more else 1.0
+            square += part.variance / times * _quantiles(df, *at) ** 2
+        return math.sqrt(square)
+
+    if reached(MOST) > reach:
+        return None
+    # It falls as n rises, so the first n that does is found by halving.
+    return 2 + bisect_left(range(2, MOST), True, key=lambda n: reached(n) <= reach)
 
 
-def _quantiles(df: Array, *at: float) -> Array:
-    return np.asarray(sum(stats.t.ppf(p, df) for p in at))
+def _quantiles(df: float, *at: float) -> float:
+    return float(sum(stats.t.ppf(p, df) for p in at))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Self
@@ -10,12 +11,17 @@ from pydantic import Field, model_validator
 
 from rlaif import interrupts
 from rlaif.arms import ArmName
-from rlaif.datasets import open_prompts
+from rlaif.datasets import load_prompts
 from rlaif.errors import SetupError
+from rlaif.evaluate.study_data import StudySettings, read_study
+from rlaif.evaluate.study_figures import study_report
+from rlaif.evaluate.study_words import headline, planned_words
 from rlaif.files import full_disk, need_space
 from rlaif.judge.config import JudgeConfig
 from rlaif.models.gate import Gate
 from rlaif.models.pool import ModelConfig, check_model, check_weights
+from rlaif.models.prices import Price
+from rlaif.progress import say
 from rlaif.recipe.checks import NEEDED_MB, check_judges
 from rlaif.recipe.running import _claim, open_transformers
 from rlaif.stages import arms, certify, head_to_head, human, judge
@@ -90,9 +96,16 @@ class StudyConfig(Record):
         return self.judge.of(self.evaluation.judge)
 
 
+async def _human(config: StudyConfig, work: Workspace) -> None:
+    """Also says, before anything is asked, what the held-out prompts can show."""
+    await human.run(config.human, work)
+    held_out = sum(split == "test" for split in json.loads(work.splits.read_text()).values())
+    say(planned_words(held_out, config.evaluation.margin))
+
+
 Run = Callable[[StudyConfig, Workspace], Awaitable[None]]
 STAGES: Mapping[str, Run] = {
-    "human": lambda c, w: human.run(c.human, w),
+    "human": _human,
     "certify": lambda c, w: certify.run(c.judge, w),
     "judge": lambda c, w: judge.run(c.judge, w),
     "arms": lambda c, w: arms.run(
@@ -145,8 +158,17 @@ def check_study(config: StudyConfig) -> None:
             fix="leave both out, or name the same",
         )
     if config.answers.refusal_prompts:
-        for name in (config.answers.harmless, config.answers.harmful):
-            open_prompts(name, config.answers.refusal_prompts)
+        harmless, harmful = (
+            {p.id for p in load_prompts(name, config.answers.refusal_prompts)}
+            for name in (config.answers.harmless, config.answers.harmful)
+        )
+        if both := harmless & harmful:
+            raise SetupError(
+                f"holds the prompt {min(both)!r}, as answers.harmless does: which answers should "
+                "refuse could not be told",
+                field="answers.harmful",
+                fix="give the two sets prompts with ids of their own",
+            )
 
 
 async def _execute(
@@ -160,6 +182,37 @@ async def _execute(
                 # Training needs the memory that the servers hold.
                 await work.pool.close_servers()
             await run(config, work)
-        return [f"study: {out}"]
+        told = _report(config, work, gate or Gate())
+        return [*told, f"report: {out / 'study.html'}"]
     finally:
         await work.close()
+
+
+def _report(config: StudyConfig, work: Workspace, gate: Gate) -> list[str]:
+    """Writes the study's report from what the stages have left. Returns its main sentences."""
+
+    def prices(judge: JudgeConfig) -> list[Price | None]:
+        return [
+            gate.price_of(asked.model, asked.usd_per_million_tokens, field)
+            for field, asked in judge.judges()
+        ]
+
+    settings = StudySettings(
+        name=work.directory.name if config.name is None else config.name,
+        description=config.description,
+        seed=config.seed,
+        policy=config.policy.model if config.dpo.base is None else config.dpo.base,
+        arms=config.arms,
+        seeds=config.seeds,
+        shares=config.learning_curve,
+        margin=config.evaluation.margin,
+        tie_margin=config.judge.tie_margin,
+        usd_per_human_label=config.human.usd_per_label,
+        labelling=prices(config.judge),
+        evaluating=prices(config.evaluating()),
+    )
+    report = study_report(read_study(work.directory, settings, work.store))
+    from rlaif.evaluate.study_page import write_study  # matplotlib only where there is a plot
+
+    write_study(report, work.directory)
+    return headline(report)

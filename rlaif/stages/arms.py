@@ -78,8 +78,13 @@ class _Asked(NamedTuple):
     """What every policy is asked."""
 
     held_out: list[Prompt]
-    refusing: list[Prompt]
+    harmless: list[Prompt]
+    harmful: list[Prompt]
     sampling: Sampling
+
+    @property
+    def refusing(self) -> list[Prompt]:
+        return self.harmless + self.harmful
 
 
 class Plan(NamedTuple):
@@ -181,14 +186,12 @@ def _groups(unit: _Unit, plan: Plan, seed: int) -> list[PreferenceGroup]:
 
 def _asked(config: AnswersConfig, plan: Plan, work: Workspace) -> _Asked:
     held_out = [g.prompt for g in plan.human if g.split == "test"][: config.limit]
-    refusing = [
-        p
+    harmless, harmful = (
+        list(load_prompts(name, config.refusal_prompts)) if config.refusal_prompts else []
         for name in (config.harmless, config.harmful)
-        if config.refusal_prompts
-        for p in load_prompts(name, config.refusal_prompts)
-    ]
+    )
     sampling = Sampling(max_tokens=config.max_tokens, temperature=1.0, seed=work.seed)
-    return _Asked(held_out, refusing, sampling)
+    return _Asked(held_out, harmless, harmful, sampling)
 
 
 async def _start(
@@ -203,6 +206,9 @@ async def _start(
         START, model, asked.refusing, 1, asked.sampling, config.max_failed, bill, work
     )
     folder = work.directory / "arms" / START
+    kinds = {"harmless": asked.harmless, "harmful": asked.harmful}
+    of_kind = {kind: [p.id for p in prompts] for kind, prompts in kinds.items()}
+    write_text(folder / "refusing_prompts.json", json.dumps(of_kind, indent=0) + "\n")
     write_jsonl(folder / "answers.jsonl", found.responses)
     write_jsonl(folder / "refusing.jsonl", refusing.responses)
     of_prompt: dict[str, list[Response]] = {}

@@ -30,6 +30,9 @@ class HumanConfig(Record):
     """Another such set, held out whole; none: `test_fraction` of the conversations is."""
     test_fraction: float = Field(default=0.25, gt=0, lt=1)
     """Share of the conversations held out. Prompts with the same first turn stay together."""
+    usd_per_label: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    """What one of these labels cost, in US dollars, to hold against what the judge's cost; none:
+    not known."""
 
 
 async def run(config: HumanConfig, work: Workspace) -> None:

@@ -1,0 +1,250 @@
+"""A study in sentences, each made of its figures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from rlaif.evaluate.comparison_words import (
+    difference_words,
+    length_words,
+    points,
+    points_of,
+    rate_words,
+    systematic_words,
+)
+from rlaif.evaluate.headline import FEW_PROMPTS, MANY_LOST
+from rlaif.evaluate.intervals import excludes
+from rlaif.evaluate.power import POWER, detectable, needed_for_equivalence
+from rlaif.evaluate.study import ArmAccuracy, Difference, StudyReport, WinRate
+from rlaif.evaluate.study_difference import ASSUMED_VARIANCE, assumed
+from rlaif.evaluate.wording import amount, counted, number, percent, reasons, share
+
+FEW_SEEDS = 3
+VERDICTS = {"equivalent": "alike", "different": "different", "undecided": "not shown"}
+MODELS = {"reward_model": "reward model", "dpo": "DPO"}
+
+
+def planned_words(prompts: int, margin: float) -> str:
+    """Before anything is asked: what so many held-out prompts can show, and what they cannot."""
+    if prompts < 2:
+        return "study: one held-out prompt can show no difference between two arms"
+    estimate = assumed(prompts)
+    least = detectable(estimate)
+    assert least is not None, "its variance is not zero"
+    needed = needed_for_equivalence(estimate, margin)
+    wanted = "more than anybody has" if needed is None else counted(needed, "prompt")
+    return (
+        f"study: {counted(prompts, 'held-out prompt')} can show a difference of "
+        f"{points_of(least)} or more between two arms; to show that arms are alike within "
+        f"{points_of(margin)} takes {wanted} ({percent(POWER)} power, variance "
+        f"{ASSUMED_VARIANCE:g} a prompt assumed; seeds add to it)"
+    )
+
+
+def headline(report: StudyReport) -> list[str]:
+    """For the terminal: warnings, then the main sentences."""
+    warned = [f"warning: {warning}" for warning in (*alarms(report), *warnings(report))]
+    return warned + headline_words(report)
+
+
+def headline_words(report: StudyReport) -> list[str]:
+    """The main sentences."""
+    said = agreement_words(report)[:1]
+    for arm in _ai_arms(report):
+        said += [_short(d) for d in report.differences if (d.a, d.b) == (arm, "human")]
+        if (rate := report.against_human.get(arm)) is not None:
+            said.append(
+                f"{arm} wins {share(rate.rate, 0.5)} against human by {report.compared_by}: "
+                f"{VERDICTS[rate.difference.found.verdict]}."
+            )
+    if report.curve is not None:
+        said.append(rate_words(report.curve.rates[-1]))
+    return said
+
+
+def _ai_arms(report: StudyReport) -> list[str]:
+    return [arm for arm in ("ai_soft", "ai_hard") if arm in report.arms]
+
+
+def _short(found: Difference) -> str:
+    return (
+        f"{found.a} less {found.b}, {found.measure}: {points(found.interval)}: "
+        f"{VERDICTS[found.found.verdict]}."
+    )
+
+
+def alarms(report: StudyReport) -> list[str]:
+    """What makes comparisons of the arms unfair."""
+    judges = report.labelled_by, report.compared_by
+    of_kin = {
+        "same": f"{judges[1]} labelled the AI arms and compares the policies as well: it likes "
+        "what it was asked to prefer, so its win rates say nothing of AI labels against human "
+        "ones. Set evaluation.judge to a model of another family.",
+        "family": f"{judges[1]}, which compares the policies, is of the family of {judges[0]}, "
+        "which labelled: what one of a family likes, the other may like as well. Set "
+        "evaluation.judge to a model of another family.",
+    }
+    said = [of_kin[report.kin]] if report.kin in of_kin else []
+    return said + [
+        f"The {unequal}. A comparison of these arms is one of that, too."
+        for unequal in report.training.unequal
+    ]
+
+
+def warnings(report: StudyReport) -> list[str]:
+    """What else a reader must know before any figure."""
+    said = []
+    if report.kin == "unknown":
+        said.append(
+            f"Of {report.labelled_by}, which labelled, and {report.compared_by}, which compares "
+            "the policies, only the names are known to differ, not whether they are of one family."
+        )
+    if report.seeds < FEW_SEEDS:
+        seeds = counted(report.seeds, "seed")
+        said.append(f"{seeds} an arm tell little of how much trainings differ by chance.")
+    if report.held_out.prompts < FEW_PROMPTS:
+        said.append(f"{counted(report.held_out.prompts, 'held-out prompt')} tell next to nothing.")
+    every, lost = report.labels.every.pairs, sum(report.labels.unscored.values())
+    if lost > MANY_LOST * (every + lost):
+        told = reasons(report.labels.unscored)
+        said.append(f"The judge gave {lost:,} of {every + lost:,} pairs no label ({told}).")
+    if report.held_out.left_out > MANY_LOST * (report.held_out.pairs + report.held_out.left_out):
+        said.append(
+            f"{report.held_out.left_out:,} held-out pairs were too long for a model and are left "
+            "out of every accuracy."
+        )
+    for arm, rate in (*report.against_start.items(), *report.against_human.items()):
+        compared = rate.rate.n * report.seeds + rate.unscored + rate.left_out
+        if rate.unscored > MANY_LOST * compared:
+            said.append(f"{rate.unscored:,} comparisons of {arm}'s policy got no verdict.")
+    if any(p.truncated is not None and p.truncated > 0.5 for p in report.policies):
+        said.append("More than half of some policy's answers ran into the token limit.")
+    return said
+
+
+def agreement_words(report: StudyReport) -> list[str]:
+    """Of the judge's labels beside people's."""
+    found = report.labels
+    every = found.every
+    said = []
+    if every.accuracy is not None:
+        said.append(
+            f"{report.labelled_by} labels {share(every.accuracy, 0.5)} of "
+            f"{counted(every.decided, 'pair')} as people do, ties counting half."
+        )
+    kappa = every.kappa
+    if kappa is not None:
+        side = "more" if kappa.value > 0.0 else "less"
+        beyond = f"{side} agreement than by chance"
+        told = beyond if excludes(kappa, 0.0) else "not shown to differ from chance"
+        said.append(f"Cohen's kappa is {amount(kappa)}: {told}.")
+    longer = f"People chose the longer answer in {share(found.longer_human, 0.5)} of pairs"
+    if found.longer_ai is not None:
+        longer += f", the judge in {share(found.longer_ai, 0.5)}"
+    said.append(f"{longer}.")
+    if every.ai_ties:
+        said.append(f"Of {counted(every.pairs, 'pair')} the judge calls {every.ai_ties:,} level.")
+    left = {
+        f"unscored ({reasons(found.unscored)})": sum(found.unscored.values()),
+        "not asked about": found.not_asked,
+    }
+    if beside := [f"{n:,} {what}" for what, n in left.items() if n]:
+        said.append(f"Beside these: {', '.join(beside)}.")
+    return said + systematic_words(found.systematic)
+
+
+def baseline_words(report: StudyReport) -> list[str]:
+    """What the accuracies have to be held against."""
+    of, human = report.held_out, report.human
+    said = [
+        f"All on the same {counted(of.pairs, 'held-out pair')} of {counted(of.prompts, 'prompt')}"
+        + (f"; {of.left_out:,} more were too long for a model." if of.left_out else "."),
+        f"“The longer answer wins” agrees with {share(of.longer_human, 0.5)} of people's labels"
+        + (
+            f" and with {share(of.longer_ai, 0.5)} of the judge's."
+            if of.longer_ai is not None
+            else "."
+        ),
+    ]
+    if human.ceiling is None:
+        said.append("How far people agree with each other is not known for this data.")
+    else:
+        said.append(
+            f"People agree with each other on {percent(human.ceiling)} ({human.ceiling_kind})."
+        )
+    return said
+
+
+def best_of_words(report: StudyReport) -> list[str]:
+    """Where a reward model's picks do not go as far as the policy."""
+    return [
+        f"{of.arm}: the best of {of.best_of.most} answers is as far as the reward model can go, "
+        f"less than the policy's KL of {nats(of.best_of.kl_of_policy)}: the two are not compared "
+        "at one KL (answers.best_of)."
+        for of in report.same_labels
+        if of.best_of is not None and not of.best_of.reached
+    ]
+
+
+def nats(kl: Sequence[float | None]) -> str:
+    """KLs by seed."""
+    return ", ".join("?" if x is None else number(x) for x in kl) + " nats"
+
+
+def rate_and_money(report: StudyReport) -> list[str]:
+    """The exchange rate, in labels and in money."""
+    if report.curve is None:
+        return ["No exchange rate: fewer than three sizes of both human and ai_soft were trained."]
+    said = [rate_words(rate) for rate in report.curve.rates]
+    signs = {"=": "", ">=": "at least ", "<=": "at most "}
+    for rate, worth in zip(report.curve.rates, report.worth, strict=False):
+        said.append(
+            f"In money: at {counted(worth.human_pairs, 'human pair')} a human label for "
+            f"{_usd(worth.human_usd)} is worth {signs[rate.relation]}{_usd(worth.ai_usd)} of AI "
+            "labels."
+        )
+    if not report.worth:
+        said.append(f"Not in money: {_unpriced(report)}.")
+    return said
+
+
+def _unpriced(report: StudyReport) -> str:
+    lacking = []
+    if report.cost.usd_per_human_label is None:
+        lacking.append("what a human label cost is not known (human.usd_per_label)")
+    if report.cost.usd_per_ai_label is None:
+        lacking.append("the judge's price is not known (--prices)")
+    return " and ".join(lacking)
+
+
+def _usd(usd: float) -> str:
+    return f"{usd:,.4f} US dollars"
+
+
+def limits(report: StudyReport) -> Iterator[tuple[str, list[str]]]:
+    """What each comparison shows and does not: a heading and its sentences."""
+    for found in report.differences:
+        yield f"{found.a} against {found.b}: {found.measure}", _said(found, report)
+    for rates in (report.against_start, report.against_human):
+        for rate in rates.values():
+            yield f"{rate.difference.a}: {rate.difference.measure}", win_words(rate, report)
+    for of in report.same_labels:
+        yield f"Reward model against DPO, arm {of.arm}", _said(of.difference, report)
+
+
+def win_words(rate: WinRate, report: StudyReport) -> list[str]:
+    """Of one policy against another."""
+    return _said(rate.difference, report) + length_words(rate.corrected)
+
+
+def _said(found: Difference, report: StudyReport) -> list[str]:
+    return difference_words(found.a, found.b, found.measure, found.estimate, report.margin)
+
+
+def calibrated(of: ArmAccuracy) -> str:
+    """ECE before and after a temperature that the other half of the prompts chose."""
+    found = of.calibration
+    if found is None:
+        return "no data"
+    after = "" if found.scaled is None else f" → {number(found.scaled.ece)}"
+    return f"{number(found.raw.ece)}{after} (T {number(found.temperature)})"

@@ -1,0 +1,382 @@
+"""The figures of a study: by hand where it is small, recovered where the truth was planted."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from planted_study import (
+    CHOSEN,
+    FREE,
+    REJECTED,
+    Plan,
+    comparison,
+    given,
+    group,
+    planted,
+    said,
+    trained,
+    verdict,
+)
+
+from rlaif.evaluate.overoptimization import kl_of_best_of
+from rlaif.evaluate.study import KINDS, Difference, StudyReport
+from rlaif.evaluate.study_data import StudyData
+from rlaif.evaluate.study_figures import family_of, kin_of, study_report
+from rlaif.evaluate.study_words import alarms, headline, limits, planned_words, warnings
+
+MANY = 600
+
+
+def by_hand() -> StudyData:
+    """Four held-out pairs of which people prefer the first; two arms, two seeds.
+
+    Reward models: human is right on 1, 2, 3 and then on 1, 2; ai_soft is always wrong.
+    """
+    data = planted(Plan(prompts=4, seeds=2, arms=("human", "ai_soft")))
+    groups = [group(f"test-{i}", "test", first_wins=True, tags=("chat",)) for i in range(4)]
+    groups.append(group("train-0", "train", first_wins=True))
+    right: list[float | None] = [1.0, 0.0]
+    wrong: list[float | None] = [0.0, 1.0]
+
+    def scored(*rights: int) -> dict[str, list[float | None]]:
+        of = {f"test-{i}": right if i in rights else wrong for i in range(4)}
+        return {**of, "train-0": right}
+
+    scores = {
+        ("reward_model", "human", 0): scored(0, 1, 2),
+        ("reward_model", "human", 1): scored(0, 1),
+        ("reward_model", "ai_soft", 0): scored(),
+        ("reward_model", "ai_soft", 1): scored(),
+        ("dpo", "human", 0): scored(0, 1, 2, 3),
+        ("dpo", "human", 1): scored(0, 1, 2, 3),
+        ("dpo", "ai_soft", 0): scored(),
+        ("dpo", "ai_soft", 1): scored(3),
+    }
+    comparisons = [
+        comparison("test-0", 0.9),
+        comparison("test-1", 0.2),
+        comparison("test-2", 0.5),
+        comparison("test-3", None),
+        comparison("train-0", 0.95),
+    ]
+    return data._replace(
+        groups=groups, comparisons=comparisons, units=given(data.units, scores), verdicts=[]
+    )
+
+
+def accuracy(report: StudyReport, kind: str, arm: str) -> tuple[float, tuple[float, ...]]:
+    (found,) = [a for a in report.accuracies if (a.kind, a.arm) == (kind, arm)]
+    return found.on_human.value, found.on_human_by_seed
+
+
+def test_accuracies_by_hand() -> None:
+    report = study_report(by_hand())
+    assert accuracy(report, "reward_model", "human") == (0.625, (0.75, 0.5))
+    assert accuracy(report, "reward_model", "ai_soft") == (0.0, (0.0, 0.0))
+    assert accuracy(report, "dpo", "ai_soft") == (0.125, (0.0, 0.25))
+    of = report.held_out
+    assert (of.pairs, of.prompts, of.ai_pairs, of.left_out) == (4, 4, 2, 0)
+    assert of.longer_human.value == 0.0  # the rejected ones are longer
+    assert of.longer_ai is not None
+    assert of.longer_ai.value == 0.5
+    # The judge decided pair 0 for the first and pair 1 for the second: half of "always first" …
+    (human,) = [a for a in report.accuracies if (a.kind, a.arm) == ("dpo", "human")]
+    assert human.on_ai_by_seed == (0.5, 0.5)
+
+
+def test_differences_are_those_of_the_means() -> None:
+    report = study_report(by_hand())
+    found = {d.measure: d.estimate.value for d in report.differences}
+    assert found == {
+        "held-out accuracy of the reward model by people's labels": -0.625,
+        "held-out accuracy of DPO by people's labels": -0.875,
+    }
+
+
+def test_calibration_is_of_the_sigmoid_of_the_score_difference() -> None:
+    (human,) = [
+        a
+        for a in study_report(by_hand()).accuracies
+        if (a.kind, a.arm) == ("reward_model", "human")
+    ]
+    assert human.calibration is not None
+    # All margins are 1: confidence sigmoid(1) = 0.731 on 8 pairs, of which 5 are right.
+    assert human.calibration.raw.ece == pytest.approx(1 / (1 + math.exp(-1)) - 5 / 8)
+    assert human.calibration.n == 8
+
+
+def test_labels_by_hand() -> None:
+    found = study_report(by_hand()).labels
+    assert (found.every.pairs, found.every.ai_ties, found.unscored) == (4, 1, {"no_label": 1})
+    assert found.every.accuracy is not None
+    assert found.every.accuracy.value == pytest.approx((1 + 0 + 0.5 + 1) / 4)
+    assert {name: a.pairs for name, a in found.by_split.items()} == {"test": 3, "train": 1}
+    assert {name: a.pairs for name, a in found.by_margin.items()} == {
+        "50–60 %": 1,
+        "80–90 %": 1,
+        "90–100 %": 2,
+    }
+    assert {name: a.pairs for name, a in found.by_source.items()} == {"chat": 3}
+    assert found.by_principle["kind"].pairs == 4
+    assert found.by_principle["kind"].ai_ties == 1
+    (apart,) = found.surest
+    assert (apart.prompt_id, apart.chosen, apart.rejected) == ("test-1", CHOSEN, REJECTED)
+    assert apart.confidence == pytest.approx(0.8)
+
+
+def test_a_pair_that_the_judge_was_not_asked_about_is_counted() -> None:
+    data = by_hand()
+    found = study_report(data._replace(comparisons=data.comparisons[:4])).labels
+    assert (found.not_asked, found.every.pairs) == (1, 3)
+
+
+def test_agreement_and_rank_correlation_of_both_models_of_an_arm() -> None:
+    human, ai_soft = study_report(by_hand()).same_labels
+    # Reward model and DPO of human: alike on 3 and on 2 of 4 pairs.
+    assert human.agreement.value == pytest.approx(5 / 8)
+    assert [t.tau.value for t in human.tau if t.tau] == pytest.approx([0.5, 0.0])
+    assert human.difference.estimate.value == pytest.approx(0.625 - 1.0)
+    assert ai_soft.agreement.value == pytest.approx(7 / 8)
+    assert human.best_of is None
+
+
+def test_a_pair_that_one_model_could_not_score_is_left_out_for_all() -> None:
+    data = by_hand()
+    scores = dict(data.units["dpo", "ai_soft", 1].scores)
+    scores["test-3"] = [None, 0.0]
+    report = study_report(data._replace(units=given(data.units, {("dpo", "ai_soft", 1): scores})))
+    assert (report.held_out.pairs, report.held_out.left_out) == (3, 1)
+    assert accuracy(report, "dpo", "human") == (1.0, (1.0, 1.0))
+    assert accuracy(report, "reward_model", "human")[1] == pytest.approx((1.0, 2 / 3))
+
+
+def test_what_a_policy_says_by_hand() -> None:
+    data = by_hand()
+    report = study_report(
+        data._replace(
+            said={
+                **data.said,
+                ("human", 0): said("human-0", 4, [1.0, 2.0, 3.0, 4.0]),
+                ("human", 1): said("human-1", 4, []),
+            }
+        )
+    )
+    start, human, _ = report.policies
+    assert (start.arm, start.kl, start.kl_by_seed) == ("start", None, ())
+    assert human.kl is not None
+    assert (human.kl.value, human.kl_by_seed) == (2.5, (2.5, None))
+    assert human.characters is not None
+    assert human.characters.value == len("some words here")
+    # Three words, said eight times: 3 of 24, and 2 pairs of words.
+    assert (human.answers, human.distinct_1, human.distinct_2) == (8, 3 / 24, 2 / 24)
+    assert human.refuses_harmless is not None
+    assert human.refuses_harmful is not None
+    assert (human.refuses_harmless.value, human.refuses_harmful.value) == (0.0, 1.0)
+
+
+def test_a_win_rate_by_hand() -> None:
+    verdicts = [
+        verdict("ai_soft", "human", seed, f"test-{i}", p)
+        for seed, row in enumerate([(1.0, 1.0, 0.5, None), (1.0, 0.0, 0.5, 1.0)])
+        for i, p in enumerate(row)
+    ]
+    found = study_report(by_hand()._replace(verdicts=verdicts)).against_human["ai_soft"]
+    # Prompt 3 has no verdict under seed 0 and is left out under seed 1: 2.5 / 3 and 1.5 / 3.
+    assert found.by_seed == pytest.approx((2.5 / 3, 1.5 / 3))
+    assert found.rate.value == pytest.approx(4 / 6)
+    assert found.difference.estimate.value == pytest.approx(4 / 6 - 0.5)
+    assert (found.ties, found.unscored, found.left_out) == (2, 1, 1)
+
+
+def test_answers_of_one_length_are_not_corrected_for_it() -> None:
+    found = study_report(planted()).against_start["human"].corrected
+    assert found.corrected is None
+    assert found.reason == "all length ratios are alike"
+
+
+def test_the_best_of_n_is_said_to_reach_the_kl_or_not() -> None:
+    # KL of the policies is 2; the best of 4 reaches 0.64, the best of 30 reaches 2.43.
+    data = planted()
+    few = study_report(data).same_labels[0].best_of
+    assert few is not None
+    assert (few.n, few.most, few.reached) == ((4, 4, 4), 4, False)
+    assert few.kl_of_n == pytest.approx([math.log(4) - 3 / 4] * 3)
+    assert all(kl is not None and abs(kl - 2.0) < 0.5 for kl in few.kl_of_policy)
+    many = study_report(data._replace(start=said("start", 40, [], 30))).same_labels[0].best_of
+    assert many is not None
+    assert kl_of_best_of(30) > 2.4
+    assert (many.most, many.reached) == (30, True)
+
+
+def between(report: StudyReport, a: str, b: str) -> dict[str, Difference]:
+    found = [d for d in report.differences if (d.a, d.b) == (a, b)]
+    return dict(zip(KINDS, found, strict=True))
+
+
+@pytest.fixture(scope="module")
+def alike() -> StudyReport:
+    return study_report(planted(Plan(prompts=MANY)))
+
+
+@pytest.fixture(scope="module")
+def better() -> StudyReport:
+    """ai_soft is better than the others by ten points and wins 60 %."""
+    right = {"human": 0.7, "ai_soft": 0.8, "noise_matched": 0.7}
+    wins = {"human": 0.5, "ai_soft": 0.6, "noise_matched": 0.5}
+    return study_report(planted(Plan(prompts=MANY, right=right, wins=wins)))
+
+
+def test_arms_that_are_alike_are_not_said_to_differ(alike: StudyReport) -> None:
+    rates = [*alike.against_start.values(), *alike.against_human.values()]
+    found = [d.found.verdict for d in (*alike.differences, *(r.difference for r in rates))]
+    assert len(found) == 11
+    assert "different" not in found
+    assert "equivalent" in found
+
+
+def test_with_few_prompts_nothing_is_shown_and_it_is_said_what_is_lacking() -> None:
+    report = study_report(planted(Plan(prompts=20)))
+    assert {d.found.verdict for d in report.differences} == {"undecided"}
+    for found in report.differences:
+        assert found.detectable is not None
+        assert found.detectable > 0.1
+    told = " ".join(s for _, sentences in limits(report) for s in sentences)
+    assert "It is shown neither that they differ nor that they are within 5.00 points" in told
+    assert "would take" in told
+
+
+def test_a_better_arm_is_found_by_reward_models_dpo_and_win_rates(better: StudyReport) -> None:
+    for other in ("human", "noise_matched"):
+        for found in between(better, "ai_soft", other).values():
+            assert found.found.verdict == "different"
+            assert found.interval.low is not None
+            assert found.interval.high is not None
+            assert found.interval.low < 0.1 < found.interval.high
+    assert better.against_human["ai_soft"].difference.found.verdict == "different"
+    assert better.against_human["ai_soft"].rate.value == pytest.approx(0.6, abs=0.03)
+    neither = between(better, "noise_matched", "human").values()
+    assert "different" not in {d.found.verdict for d in neither}
+
+
+def test_the_judges_agreement_is_recovered(better: StudyReport) -> None:
+    found = better.labels
+    assert found.every.accuracy is not None
+    assert found.every.accuracy.low is not None
+    assert found.every.accuracy.high is not None
+    assert found.every.accuracy.low < 0.8 < found.every.accuracy.high
+    # Which pairs the judge gets wrong was drawn at random.
+    assert found.systematic is not None
+    assert found.systematic.p > 0.05
+
+
+def test_the_headline_says_which_arm_is_better(better: StudyReport) -> None:
+    told = "\n".join(headline(better))
+    assert "ai_soft less human, held-out accuracy of the reward model" in told
+    assert told.count("different.") == 3
+    assert "warning" not in told
+
+
+@pytest.mark.parametrize(
+    ("model", "family"),
+    [
+        ("openai/gpt-5-mini", "gpt"),
+        ("openai/o3-mini", "gpt"),
+        ("openai/o1", "gpt"),
+        ("anthropic/claude-opus-5", "claude"),
+        ("vllm/meta-llama/Llama-3.1-8B-Instruct", "llama"),
+        ("vllm/Qwen/Qwen3-4B", "qwen"),
+        ("served/qwen2.5-7b", "qwen"),
+        ("vllm/mistralai/Mixtral-8x7B-Instruct-v0.1", "mistral"),
+        ("vllm/google/gemma-3-4b-it", "gemma"),
+        ("embedded/smollm2-135m-instruct", "smollm"),
+        ("fake/shorter", "fake"),
+        ("fake/llama", "fake"),
+        ("vllm/allenai/OLMo-2-7B", "olmo"),
+        ("weights@0123456789abcdef", None),
+        ("vllm/me/rosalind", None),
+        ("vllm/me/foo3", None),
+    ],
+)
+def test_a_models_family_is_told_from_its_name(model: str, family: str | None) -> None:
+    assert family_of(model) == family
+
+
+@pytest.mark.parametrize(
+    ("labelled", "compared", "kin"),
+    [
+        ("fake/shorter", "fake/shorter", "same"),
+        ("vllm/me/mine", "vllm/me/mine", "same"),
+        ("openai/gpt-5 + vllm/me/mine", "vllm/me/mine", "same"),
+        ("openai/gpt-5", "openai/o3", "family"),
+        ("openai/gpt-5 + anthropic/claude-5", "anthropic/claude-4", "family"),
+        ("openai/gpt-5", "vllm/me/mine", "unknown"),
+        ("vllm/me/mine", "vllm/you/yours", "unknown"),
+        ("openai/gpt-5", "anthropic/claude-5", "other"),
+    ],
+)
+def test_kin_of_two_judges(labelled: str, compared: str, kin: str) -> None:
+    assert kin_of(labelled, compared) == kin
+
+
+@pytest.mark.parametrize(
+    ("compared", "alarmed", "warned"),
+    [
+        ("openai/gpt-5", "openai/gpt-5 labelled the AI arms and compares the policies as well", ""),
+        ("openai/gpt-4.1", "is of the family of openai/gpt-5, which labelled", ""),
+        ("vllm/me/mine", "", "only the names are known to differ"),
+        ("anthropic/claude-5", "", ""),
+    ],
+)
+def test_a_judge_that_is_kin_to_the_labeller_raises_the_alarm(
+    compared: str, alarmed: str, warned: str
+) -> None:
+    report = study_report(planted(Plan(compared_by=compared)))
+    for found, told in ((alarms(report), alarmed), (warnings(report), warned)):
+        assert len(found) == bool(told)
+        assert told in " ".join(found)
+
+
+def test_arms_that_were_not_trained_alike_are_an_error_in_the_data() -> None:
+    data = planted()
+    key = ("dpo", "ai_soft", 1)
+    other = data.units[key]._replace(trained=trained("dpo", "ai_soft", 1, steps=4))  # type: ignore[index]
+    report = study_report(data._replace(units={**data.units, key: other}))  # type: ignore[dict-item]
+    assert report.training.unequal == (
+        "steps differ between arms (dpo, seed 1, 100% of the pairs): human 3, ai_soft 4, "
+        "noise_matched 3",
+    )
+    assert "A comparison of these arms is one of that, too." in alarms(report)[0]
+    assert study_report(data).training.unequal == ()
+
+
+def test_costs_and_what_a_label_is_worth() -> None:
+    spent = FREE.model_copy(update={"usd": 8.0})
+    right = {"human": 0.7, "ai_soft": 0.7}
+    plan = Plan(
+        arms=("human", "ai_soft"),
+        right=right,
+        shares=(0.25, 0.5),
+        usd_per_human_label=0.5,
+        spent=spent,
+    )
+    report = study_report(planted(plan))
+    assert report.cost.human_labels == report.cost.ai_labels == 80
+    assert report.cost.usd_per_ai_label == pytest.approx(0.1)
+    assert report.curve is not None
+    assert report.curve.human.pairs == (25, 50, 100)
+    for rate, worth in zip(report.curve.rates, report.worth, strict=True):
+        assert worth.ai_usd == pytest.approx(0.1 * rate.rate)
+        assert worth.human_usd == 0.5
+    unknown = study_report(planted(plan._replace(usd_per_human_label=None)))
+    assert unknown.worth == ()
+    assert study_report(planted(plan._replace(shares=()))).curve is None
+
+
+def test_before_a_run_it_is_said_what_the_prompts_can_show() -> None:
+    # variance 0.25: se = 0.5 / sqrt(400) = 2.5 points; (1.966 + 0.843) se = 7.02 points;
+    # (z(0.95) + z(0.9))^2 0.25 / 0.05^2 = 856.4, and three more for t.
+    told = planned_words(400, 0.05)
+    assert "400 held-out prompts can show a difference of 7.02 points" in told
+    assert "alike within 5.00 points takes 859 prompts" in told
+    assert "no difference" in planned_words(1, 0.05)

@@ -1,0 +1,180 @@
+"""The recipe rlhf-vs-rlaif through the command line: once whole, once more at no cost, and killed
+in its middle."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from rlaif.files import read_jsonl
+from rlaif.recipe import KINDS, StudyConfig, execute_study, load_as
+from rlaif.types import Response
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+REPORT = ("study.html", "study.json", "study.md")
+WORDS = ["tea", "maps", "rain", "cats", "trains", "bread", "stars", "chess"]
+
+
+def changes(rows: Path) -> list[str]:
+    return [
+        f"human.path={rows}",
+        "human.usd_per_label=0.5",
+        "policy.model=embedded/tiny-random",
+        "judge.model=fake/shorter",
+        "judge.constitution=concise",
+        "evaluation.judge=fake/longer",
+        "arms=[human,ai_soft,noise_matched]",
+        "seeds=2",
+        "learning_curve=[]",
+        "answers.engine=transformers",
+        "answers.max_tokens=8",
+        "answers.best_of=2",
+        "answers.refusal_prompts=1",
+        "reward_model.learning_rate=1e-3",
+        "dpo.learning_rate=1e-3",
+    ]
+
+
+class Made(NamedTuple):
+    """What a run left behind, read at once: the next run writes over it."""
+
+    told: list[str]
+    files: dict[str, bytes]
+    trained: dict[str, int]
+    """When each training was written, in ns."""
+    cost: dict[str, Any]
+    calls: int
+
+    @property
+    def report(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.files["study.json"])
+        return found
+
+
+def run(rows: Path, out: Path) -> Made:
+    config, folder = load_as(KINDS["human"], "rlhf-vs-rlaif", changes(rows), out)
+    assert isinstance(config, StudyConfig)
+    told = execute_study(config, folder, reconfigure=False)
+    names = [
+        *REPORT,
+        *(str(p.relative_to(out)) for kind in ("plots", "csv") for p in (out / kind).iterdir()),
+    ]
+    cost = json.loads((out / "parts" / "cost.json").read_text(encoding="utf-8"))["value"]
+    return Made(
+        told,
+        {name: (out / name).read_bytes() for name in names},
+        {str(p.relative_to(out)): p.stat().st_mtime_ns for p in out.rglob("trained.json")},
+        cost,
+        sum(of["calls_made"] for of in cost.values()),
+    )
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sixteen pairs; people mostly choose the longer answer, the judge the shorter one."""
+    path = tmp_path_factory.mktemp("rows") / "pairs.jsonl"
+    long, short = "It is a long story about {}.", "About {}."
+    with path.open("w") as file:
+        for i in range(16):
+            sides = (long, short) if i % 4 else (short, long)
+            chosen, rejected = (side.format(WORDS[i % 8]) for side in sides)
+            prompt = f"What of {WORDS[i % 8]}, number {i}?"
+            row = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+            file.write(json.dumps(row) + "\n")
+    return path
+
+
+class Twice(NamedTuple):
+    out: Path
+    first: Made
+    second: Made
+
+
+@pytest.fixture(scope="module")
+def study(rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Twice:
+    out = tmp_path_factory.mktemp("study") / "run"
+    return Twice(out, run(rows, out), run(rows, out))
+
+
+def test_a_second_run_asks_nothing_trains_nothing_and_writes_the_same_bytes(study: Twice) -> None:
+    assert study.first.calls > 0
+    assert study.second.calls == 0
+    assert len(study.first.trained) == 3 * 2 * 2
+    assert study.second.trained == study.first.trained
+    assert study.second.files == study.first.files
+    assert study.second.told == study.first.told
+
+
+def test_the_report_tells_of_what_was_run(study: Twice) -> None:
+    report = study.first.report
+    assert report["labelled_by"] == "fake/shorter"
+    assert report["compared_by"] == "fake/longer"
+    assert report["kin"] == "family"
+    assert report["arms"] == ["human", "ai_soft", "noise_matched"]
+    assert [p["arm"] for p in report["policies"]] == ["start", "human", "ai_soft", "noise_matched"]
+    assert set(report["against_start"]) == {"human", "ai_soft", "noise_matched"}
+    assert set(report["against_human"]) == {"ai_soft", "noise_matched"}
+    assert report["training"]["unequal"] == []
+    # People choose the longer one in 12 of 16 pairs, the judge never does.
+    assert report["labels"]["longer_human"]["value"] == 0.75
+    assert report["labels"]["every"]["accuracy"]["value"] == 0.25
+    assert report["cost"]["usd_per_human_label"] == 0.5
+
+
+def test_the_calls_of_a_study_are_counted_once_each(study: Twice) -> None:
+    report = study.first.report
+    made = {stage: of["calls_made"] for stage, of in study.first.cost.items()}
+    assert report["cost"]["labelling"]["calls"] == made["judge"]
+    assert report["cost"]["evaluating"]["calls"] == made["head-to-head"]
+    # What came without text of the policy's own is no answer.
+    asked = read_jsonl(study.out / "arms" / "start" / "answers.jsonl", Response)
+    assert len({r.call for r in asked}) <= report["cost"]["answering"]["calls"] <= made["arms"]
+
+
+def test_refusals_are_told_apart_by_the_sets_that_were_asked(study: Twice) -> None:
+    sets = json.loads((study.out / "arms" / "start" / "refusing_prompts.json").read_text())
+    asked = read_jsonl(study.out / "arms" / "human-0" / "dpo" / "refusing.jsonl", Response)
+    assert sets == {"harmless": ["everyday-001"], "harmful": ["sensitive-001"]}
+    assert {r.prompt_id for r in asked} == {"everyday-001", "sensitive-001"}
+
+
+def test_the_main_sentences_and_the_place_of_the_report_are_told(study: Twice) -> None:
+    told = study.first.told
+    assert told[0].startswith("warning: fake/longer, which compares the policies, is of the family")
+    assert told[-1] == f"report: {study.out / 'study.html'}"
+    assert any("ai_soft less human" in line for line in told)
+
+
+def test_a_study_killed_while_it_trains_comes_to_the_same_report(
+    study: Twice, rows: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "killed"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "rlaif", "run", "rlhf-vs-rlaif", *changes(rows), "--out", str(out)],
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    try:
+        while not (out / "arms" / "human-0" / "dpo" / "scores.json").is_file():
+            assert process.poll() is None, "it ended before it was killed"
+            time.sleep(0.02)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert not (out / "study.json").exists()
+    assert not (out / "arms" / "ai_soft-0" / "dpo" / "trained.json").exists()
+    assert without_seconds(run(rows, out).report) == without_seconds(study.first.report)
+
+
+def without_seconds(report: dict[str, Any]) -> dict[str, Any]:
+    runs = [{k: v for k, v in of.items() if k != "seconds"} for of in report["training"]["runs"]]
+    return {**report, "training": {**report["training"], "runs": runs}, "name": ""}
