@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import optimize
 
+from rlaif.evaluate import certificate_words
 from rlaif.evaluate.agreement import cohen_kappa, krippendorff_alpha
 from rlaif.evaluate.calibration import (
     COLDEST,
@@ -199,9 +200,13 @@ def test_a_judge_that_says_90_percent_and_is_right_on_75_needs_temperature_2() -
     assert fit_temperature([0.9, 0.9, 0.9, 0.1]) == pytest.approx(2.0, abs=1e-6)
 
 
-def test_a_judge_right_on_every_pair_has_no_best_temperature_but_the_coldest() -> None:
-    assert fit_temperature([0.6, 0.9]) == pytest.approx(COLDEST, rel=0.01)
-    assert fit_temperature([0.4, 0.1]) == pytest.approx(HOTTEST, rel=0.01)
+def test_a_judge_right_on_every_pair_or_on_none_has_no_best_temperature() -> None:
+    assert fit_temperature([0.6, 0.9]) is None
+    assert fit_temperature([0.4, 0.1]) is None
+    found = calibration([0.6, 0.9], ["x", "y"], seed=0)
+    assert found is not None
+    assert found.temperature is None
+    assert "all are right, or no more than chance" in certificate_words._calibrated(found)[0]
 
 
 def test_no_pair_is_scaled_by_a_temperature_that_has_seen_its_prompt() -> None:
@@ -254,7 +259,9 @@ def test_the_temperature_is_the_one_that_scipy_finds(p_right: list[float]) -> No
     theirs = optimize.minimize_scalar(
         loss, bounds=(math.log(COLDEST), math.log(HOTTEST)), method="bounded"
     )
-    assert loss(math.log(fit_temperature(p_right))) <= theirs.fun + 1e-9
+    fitted = fit_temperature(p_right)
+    ends = [loss(math.log(end)) for end in (COLDEST, HOTTEST)]
+    assert (min(ends) if fitted is None else loss(math.log(fitted))) <= theirs.fun + 1e-9
 
 
 @given(probabilities, st.floats(COLDEST, HOTTEST))

@@ -83,7 +83,7 @@ def test_nothing_held_out_gives_no_figures_and_a_card_that_says_so() -> None:
     trained = [g.model_copy(update={"split": "train"}) for g in GROUPS]
     assert reward_figures(trained, SCORES, {}, 0) is None
     card = model_card(
-        base="b", labeler="human", train_groups=3, members=1, figures=None, temperature=None
+        base="b", labeler="human", train_groups=3, members=1, figures=None, scaled=False
     )
     assert "nothing is known of it" in card
 
@@ -91,11 +91,29 @@ def test_nothing_held_out_gives_no_figures_and_a_card_that_says_so() -> None:
 def test_the_card_tells_the_human_ceiling_beside_the_accuracy() -> None:
     found = reward_figures(GROUPS, SCORES, {}, 0)
     card = model_card(
-        base="b", labeler="human", train_groups=3, members=4, figures=found, temperature=2.0
+        base="b", labeler="human", train_groups=3, members=4, figures=found, scaled=True
     )
+    assert found is not None
+    assert f"the temperature {found.calibration.temperature:.3g} that calibrates" in card
     assert "orders 67 %" in card
     assert "73 to 77 %" in card
     assert "An ensemble of 4 members" in card
+
+
+def test_a_temperature_that_no_held_out_pair_gives_is_said_to_be_none(tmp_path: Path) -> None:
+    # Ordered as labelled, every one: the surer the likelier, without an end.
+    right = {"a": [9.0, 1.0], "b": [9.0, 1.0], "c": [1.0, 9.0]}
+    found = reward_figures(GROUPS, right, {}, 0)
+    assert found is not None
+    assert found.calibration.temperature is None
+    card = model_card(
+        base="b", labeler="human", train_groups=3, members=1, figures=found, scaled=True
+    )
+    assert "No temperature calibrates differences" in card
+    write_scale(scale_of([[1.0], [2.0]], found.calibration.temperature), tmp_path)
+    scale = read_scale(tmp_path)
+    assert scale is not None
+    assert scale.temperature is None
 
 
 def test_normalised_scores_have_mean_0_and_variance_1_on_what_they_are_of(tmp_path: Path) -> None:

@@ -119,9 +119,12 @@ def test_the_chance_to_be_preferred_is_calibrated_by_the_temperature(
     heads: str, adapters: str
 ) -> None:
     first, second = Score(0.0, (0.0,), (3.0, 1.0)), Score(0.0, (0.0,), (0.0, 2.0))
-    # Mean difference 1 nat: temperature 4 where there is a scale, else 1.
+    # Mean difference 1 nat: temperature 4 where there is one, else the nat as it is.
     assert loaded(heads).p_preferred(first, second) == pytest.approx(1 / (1 + math.exp(-0.25)))
     assert loaded(adapters).p_preferred(first, second) == pytest.approx(1 / (1 + math.exp(-1.0)))
+    unfitted = loaded(heads)
+    unfitted.scale = SCALE.model_copy(update={"temperature": None})
+    assert unfitted.p_preferred(first, second) == pytest.approx(1 / (1 + math.exp(-1.0)))
     assert p_preferred([-2e3]) == 0.0
 
 

@@ -55,9 +55,9 @@ class CalibrationFigures(Record):
 
     n: Count
     """Pairs that people decided and the judge scored."""
-    temperature: Finite
-    """Fitted to all pairs: over 1 where the judge is too sure. 0.01 and 100 are the ends of the
-    search: every pair right, or no better than chance."""
+    temperature: Finite | None
+    """Fitted to all pairs: over 1 where the judge is too sure. None where the likeliest lies beyond
+    0.01 or 100: every pair is right, or the judge is no better than chance."""
     raw: Scores
     scaled: Scores | None
     """With a temperature fitted to the other half of the prompts; None for a single prompt."""
@@ -99,9 +99,17 @@ def calibration(
     )
 
 
-def fit_temperature(p_right_M: npt.ArrayLike) -> float:
-    """The T between 0.01 and 100 that makes `scale(p_right_M, T)` likeliest; 1 where every p is
-    one half, since then no T changes anything.
+def fit_temperature(p_right_M: npt.ArrayLike) -> float | None:
+    """The T that makes `scale(p_right_M, T)` likeliest; 1 where every p is one half, since then no
+    T changes anything; None where it is not within 0.01 and 100."""
+    found = _likeliest(p_right_M)
+    # The search comes this near to an end and no nearer.
+    ends = any(math.isclose(found, end, rel_tol=1e-6) for end in (COLDEST, HOTTEST))
+    return None if ends else found
+
+
+def _likeliest(p_right_M: npt.ArrayLike) -> float:
+    """The T between 0.01 and 100 that makes `scale(p_right_M, T)` likeliest.
 
     The mean of -ln P(right) is convex in 1/T, so it falls and then rises in ln T as well, and a
     golden-section search finds the bottom.
@@ -150,7 +158,7 @@ def _cross_fitted(p_right_M: Array, clusters_M: Sequence[str], seed: int) -> Arr
     half_M = np.random.default_rng(seed).permutation(len(names_C))[cluster_M] % 2
     scaled_M = np.empty_like(p_right_M)
     for half in (0, 1):
-        temperature = fit_temperature(p_right_M[half_M != half])
+        temperature = _likeliest(p_right_M[half_M != half])
         scaled_M[half_M == half] = scale(p_right_M[half_M == half], temperature)
     return scaled_M
 

@@ -267,7 +267,11 @@ def _length(of: SetFigures) -> list[str]:
 def _calibrated(of: CalibrationFigures | None) -> list[str]:
     if of is None:
         return []
-    helps = "no temperature helps" if of.temperature > 99 else f"all: {number(of.temperature)}"
+    helps = (
+        "of all pairs none is likeliest: all are right, or no more than chance"
+        if of.temperature is None
+        else f"all: {number(of.temperature)}"
+    )
     scaled = (
         ""
         if of.scaled is None

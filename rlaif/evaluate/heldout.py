@@ -8,12 +8,11 @@ from typing import NamedTuple
 import numpy as np
 
 from rlaif.evaluate.intervals import Interval, clustered_share
-from rlaif.evaluate.metrics import agreement, longer_wins, pair_accuracy
-from rlaif.types import Comparison, PreferenceGroup, Split
+from rlaif.evaluate.metrics import Array, agreement, longer_wins, pair_accuracy
+from rlaif.types import Comparison, PreferenceGroup, Prompt, Split
 
 Scores = Mapping[str, Sequence[float | None]]
 """Prompt id -> a score for each response of its group; None for a response that has none."""
-
 
 CREDIT = {"A": 1.0, "B": 0.0, "tie": 0.5}
 
@@ -36,16 +35,12 @@ class Accuracy(NamedTuple):
 
 def accuracy(groups: Sequence[PreferenceGroup], scores: Scores, seed: int) -> Accuracy:
     """Share of comparisons that the scores order as labelled, and the length baseline."""
-    train = _compared(groups, scores, "train")
-    test = _compared(groups, scores, "test")
+    train = scored_pairs(groups, scores, "train")
+    test = scored_pairs(groups, scores, "test")
     return Accuracy(
-        train=float(np.mean(pair_accuracy(train.margin_M, train.p_first_M)))
-        if train.p_first_M
-        else None,
-        held_out=_share(pair_accuracy(test.margin_M, test.p_first_M), test, seed),
-        longer_wins=_share(
-            longer_wins(test.len_first_M, test.len_second_M, test.p_first_M), test, seed
-        ),
+        train=float(np.mean(as_labelled(train))) if train else None,
+        held_out=_share(as_labelled(test), test, seed),
+        longer_wins=_share(longer_is_labelled(test), test, seed),
     )
 
 
@@ -59,8 +54,8 @@ def scorer_agreement(
         for i in one
         if i in other
     }
-    first = _compared(groups, both, "test")
-    second = _compared(
+    first = scored_pairs(groups, both, "test")
+    second = scored_pairs(
         groups,
         {
             i: [b if a is not None else None for a, b in zip(both[i], other[i], strict=True)]
@@ -68,35 +63,54 @@ def scorer_agreement(
         },
         "test",
     )
-    return _share(agreement(first.margin_M, second.margin_M), first, seed)
+    same_M = agreement([pair.margin for pair in first], [pair.margin for pair in second])
+    return _share(same_M, first, seed)
 
 
-class _Compared(NamedTuple):
-    margin_M: list[float]
-    p_first_M: list[float]
-    len_first_M: list[int]
-    """In characters."""
-    len_second_M: list[int]
-    prompt_M: list[str]
+class ScoredPair(NamedTuple):
+    """A comparison of a group, and by how much its first response's score is higher."""
+
+    margin: float
+    p_first: float
+    first: str
+    second: str
+    prompt: Prompt
+    ids: tuple[int, int]
+    """Where the two stand in their group."""
 
 
-def _compared(groups: Sequence[PreferenceGroup], scores: Scores, split: Split) -> _Compared:
-    found = _Compared([], [], [], [], [])
+def scored_pairs(
+    groups: Sequence[PreferenceGroup], scores: Scores, split: Split
+) -> list[ScoredPair]:
+    """The comparisons of a split of which both responses have a score."""
+    found = []
     for group in groups:
         if group.split != split or group.prompt.id not in scores:
             continue
         scores_K = scores[group.prompt.id]
         for c in group.comparisons:
             first, second = scores_K[c.first], scores_K[c.second]
-            if first is None or second is None:
-                continue
-            found.margin_M.append(first - second)
-            found.p_first_M.append(c.p_first)
-            found.len_first_M.append(len(group.responses[c.first]))
-            found.len_second_M.append(len(group.responses[c.second]))
-            found.prompt_M.append(group.prompt.id)
+            if first is not None and second is not None:
+                texts = group.responses[c.first], group.responses[c.second]
+                ids = c.first, c.second
+                found.append(ScoredPair(first - second, c.p_first, *texts, group.prompt, ids))
     return found
 
 
-def _share(credit_M: np.ndarray, compared: _Compared, seed: int) -> Interval | None:
-    return clustered_share(credit_M, compared.prompt_M, seed) if len(credit_M) else None
+def as_labelled(pairs: Sequence[ScoredPair]) -> Array:
+    """Credit (M,) of the scores' order of each pair."""
+    return pair_accuracy([pair.margin for pair in pairs], [pair.p_first for pair in pairs])
+
+
+def longer_is_labelled(pairs: Sequence[ScoredPair]) -> Array:
+    """Credit (M,) of the rule "the longer answer wins", in characters."""
+    return longer_wins(
+        [len(pair.first) for pair in pairs],
+        [len(pair.second) for pair in pairs],
+        [pair.p_first for pair in pairs],
+    )
+
+
+def _share(credit_M: Array, pairs: Sequence[ScoredPair], seed: int) -> Interval | None:
+    prompts_M = [pair.prompt.id for pair in pairs]
+    return clustered_share(credit_M, prompts_M, seed) if prompts_M else None

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
 
 import numpy as np
 
 from rlaif.evaluate.calibration import CalibrationFigures, calibration
-from rlaif.evaluate.heldout import Scores
+from rlaif.evaluate.heldout import (
+    ScoredPair,
+    Scores,
+    as_labelled,
+    longer_is_labelled,
+    scored_pairs,
+)
 from rlaif.evaluate.intervals import Interval, clustered_mean, clustered_share
-from rlaif.evaluate.metrics import longer_wins, pair_accuracy
 from rlaif.evaluate.wording import amount, counted, percent, share
 from rlaif.types import Comparison, PreferenceGroup, Record
 
@@ -54,16 +58,6 @@ class RewardFigures(Record):
     differences by length differences. Above 0 the model likes length."""
 
 
-class _Pair(NamedTuple):
-    margin: float
-    p_first: float
-    first: str
-    second: str
-    prompt: str
-    tags: tuple[str, ...]
-    ids: tuple[int, int]
-
-
 def reward_figures(
     groups: Sequence[PreferenceGroup],
     scores: Scores,
@@ -75,11 +69,11 @@ def reward_figures(
     `scores`: raw scores, in nats. `votes`: (prompt id, index of first, index of second) ->
     principle id -> P(first preferred), where they are known.
     """
-    pairs = _held_out(groups, scores)
+    pairs = scored_pairs(groups, scores, "test")
     if not pairs:
         return None
 
-    def slices(found: Mapping[str, list[_Pair]]) -> tuple[Slice, ...]:
+    def slices(found: Mapping[str, list[ScoredPair]]) -> tuple[Slice, ...]:
         return tuple(_slice(name, some, seed) for name, some in found.items() if some)
 
     whole = _slice("", pairs, seed)
@@ -88,15 +82,15 @@ def reward_figures(
         for p in pairs
         if p.p_first != 0.5
     ]
-    decided = [p.prompt for p in pairs if p.p_first != 0.5]
-    found = calibration(p_right_M or [0.5], decided or [pairs[0].prompt], seed)
+    decided = [p.prompt.id for p in pairs if p.p_first != 0.5]
+    found = calibration(p_right_M or [0.5], decided or [pairs[0].prompt.id], seed)
     assert found is not None, "there is a pair"
-    by_tag: dict[str, list[_Pair]] = defaultdict(list)
-    by_principle: dict[str, list[_Pair]] = defaultdict(list)
+    by_tag: dict[str, list[ScoredPair]] = defaultdict(list)
+    by_principle: dict[str, list[ScoredPair]] = defaultdict(list)
     for pair in pairs:
-        for tag in pair.tags:
+        for tag in pair.prompt.tags:
             by_tag[tag].append(pair)
-        for principle, p_first in votes.get((pair.prompt, *pair.ids), {}).items():
+        for principle, p_first in votes.get((pair.prompt.id, *pair.ids), {}).items():
             by_principle[principle].append(pair._replace(p_first=p_first))
     return RewardFigures(
         accuracy=whole.accuracy,
@@ -142,42 +136,16 @@ def votes_of(
     return found
 
 
-def _held_out(groups: Sequence[PreferenceGroup], scores: Scores) -> list[_Pair]:
-    pairs = []
-    for group in groups:
-        if group.split != "test" or group.prompt.id not in scores:
-            continue
-        scores_K = scores[group.prompt.id]
-        for c in group.comparisons:
-            first, second = scores_K[c.first], scores_K[c.second]
-            if first is not None and second is not None:
-                texts = group.responses[c.first], group.responses[c.second]
-                pairs.append(
-                    _Pair(
-                        first - second,
-                        c.p_first,
-                        *texts,
-                        group.prompt.id,
-                        group.prompt.tags,
-                        (c.first, c.second),
-                    )
-                )
-    return pairs
-
-
-def _slice(name: str, pairs: Sequence[_Pair], seed: int) -> Slice:
-    prompts = [p.prompt for p in pairs]
-    p_first_M = [p.p_first for p in pairs]
-    right_M = pair_accuracy([p.margin for p in pairs], p_first_M)
-    longer_M = longer_wins([len(p.first) for p in pairs], [len(p.second) for p in pairs], p_first_M)
+def _slice(name: str, pairs: Sequence[ScoredPair], seed: int) -> Slice:
+    prompts = [p.prompt.id for p in pairs]
     return Slice(
         name=name,
-        accuracy=clustered_share(right_M, prompts, seed),
-        longer_wins=clustered_share(longer_M, prompts, seed),
+        accuracy=clustered_share(as_labelled(pairs), prompts, seed),
+        longer_wins=clustered_share(longer_is_labelled(pairs), prompts, seed),
     )
 
 
-def _ratio(pair: _Pair) -> float:
+def _ratio(pair: ScoredPair) -> float:
     short, long = sorted((len(pair.first), len(pair.second)))
     return long / max(short, 1)
 
@@ -186,14 +154,14 @@ def _ratio_name(low: float, high: float) -> str:
     return f"{low:g} to {high:g} times as long" if np.isfinite(high) else f"over {low:g} times"
 
 
-def _probe(pairs: Sequence[_Pair], seed: int) -> Interval:
+def _probe(pairs: Sequence[ScoredPair], seed: int) -> Interval:
     longer_M = np.array([len(p.first) - len(p.second) for p in pairs], dtype=np.float64) / 100
     margin_M = np.array([p.margin for p in pairs])
     squares = float((longer_M**2).mean())
     # A slope through the origin is a mean, so that whole prompts can be resampled; the spread of
     # the lengths is taken as given.
     slope_M = margin_M * longer_M / squares if squares else np.zeros_like(margin_M)
-    return clustered_mean(slope_M, [p.prompt for p in pairs], seed)
+    return clustered_mean(slope_M, [p.prompt.id for p in pairs], seed)
 
 
 def model_card(
@@ -203,9 +171,10 @@ def model_card(
     train_groups: int,
     members: int,
     figures: RewardFigures | None,
-    temperature: float | None,
+    scaled: bool,
 ) -> str:
-    """The README of a reward model's folder, in Markdown."""
+    """The README of a reward model's folder, in Markdown. `scaled`: whether a reward.json lies
+    there."""
     lines = [
         "---",
         "library_name: transformers",
@@ -223,10 +192,17 @@ def model_card(
             f"An ensemble of {members} members; `model.safetensors` is the first of them alone.",
             "",
         ]
-    if temperature is not None:
+    if scaled:
+        temperature = None if figures is None else figures.calibration.temperature
         lines += [
             "`reward.json` has the mean and standard deviation of the scores on the start policy's "
-            f"own responses, and the temperature {temperature:.3g} that calibrates differences.",
+            + (
+                "own responses. No temperature calibrates differences: no pair was held out, or "
+                "all that were are ordered as labelled, or no more of them than by chance."
+                if temperature is None
+                else f"own responses, and the temperature {temperature:.3g} that calibrates "
+                "differences."
+            ),
             "",
         ]
     if figures is None:

@@ -77,7 +77,7 @@ def _describe(
     responses = {r.id: r.text for r in read_jsonl(work.responses, Response)}
     votes = votes_of(groups, read_jsonl(work.comparisons, Comparison), responses)
     figures = reward_figures(groups, scores, votes, work.seed)
-    temperature = figures.calibration.temperature if figures else 1.0
+    temperature = figures.calibration.temperature if figures else None
     seen = [s for row in members for s in row if s is not None]
     scaled = False
     try:
@@ -91,7 +91,7 @@ def _describe(
         train_groups=trained.groups,
         members=config.members,
         figures=figures,
-        temperature=temperature if scaled else None,
+        scaled=scaled,
     )
     write_text(out / "README.md", card)
     if figures is not None:

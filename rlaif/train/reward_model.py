@@ -174,9 +174,9 @@ class RewardModel:
         return best(self.score(prompt, responses))
 
     def p_preferred(self, first: Score, second: Score) -> float:
-        """P(the first response is preferred), calibrated on held-out labels where the model has a
-        `scale`; else Bradley-Terry's, of raw scores as they are."""
-        temperature = 1.0 if self.scale is None else self.scale.temperature
+        """P(the first response is preferred), calibrated on held-out labels where the model's
+        `scale` has a temperature; else Bradley-Terry's, of raw scores as they are."""
+        temperature = None if self.scale is None else self.scale.temperature
         return float(p_preferred(np.subtract(first.raw_M, second.raw_M), temperature))
 
     def _encoded(

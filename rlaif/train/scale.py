@@ -29,8 +29,10 @@ class RewardScale(Record):
     """Standard deviation of the same."""
     responses: int = Field(ge=1)
     """How many responses these are of."""
-    temperature: float = Field(gt=0)
-    """sigmoid(difference of mean raw scores / temperature) is the calibrated P(first preferred)."""
+    temperature: float | None = Field(gt=0)
+    """sigmoid(difference of mean raw scores / temperature) is the calibrated P(first preferred).
+    None where held-out labels give none: there were none, or all are ordered as labelled, or no
+    more of them than by chance."""
 
     def normalised(self, raw_NM: npt.ArrayLike) -> Array:
         """Raw scores (..., M) with mean 0 and variance 1 on the start policy's responses, so that
@@ -39,9 +41,10 @@ class RewardScale(Record):
         return np.asarray((raw_NM - np.array(self.mean)) / np.array(self.std))
 
 
-def p_preferred(difference_NM: npt.ArrayLike, temperature: float = 1.0) -> Array:
-    """Bradley-Terry's sigmoid of the members' mean difference of raw scores (..., M) -> (...)."""
-    logit_N = np.asarray(difference_NM, dtype=np.float64).mean(axis=-1) / temperature
+def p_preferred(difference_NM: npt.ArrayLike, temperature: float | None = None) -> Array:
+    """Bradley-Terry's sigmoid of the members' mean difference of raw scores (..., M) -> (...); as
+    they are without a temperature."""
+    logit_N = np.asarray(difference_NM, dtype=np.float64).mean(axis=-1) / (temperature or 1.0)
     return np.asarray((1.0 + np.tanh(logit_N / 2.0)) / 2.0)
 
 
@@ -72,7 +75,7 @@ def best(scores_K: list[Score | None]) -> Best:
     return Best(max(known, key=lambda one: one[1])[0] if known else None, scores_K)
 
 
-def scale_of(scores_NM: npt.ArrayLike, temperature: float) -> RewardScale:
+def scale_of(scores_NM: npt.ArrayLike, temperature: float | None) -> RewardScale:
     """The scale on which these raw scores of the start policy's responses (N, M) have mean 0 and
     variance 1. Raises ValueError where a member gives all of them the same score."""
     scores_NM = np.asarray(scores_NM, dtype=np.float64)
