@@ -353,9 +353,13 @@ class _TableWriter(RowWriter):
             if sum(table.nbytes for table in held) >= ROW_GROUP_BYTES:
                 flush()
 
-        with file:
+        try:
             yield add
             flush()
+        finally:
+            # It writes the footer, and what the file system held back.
+            with disk_errors(self.out):
+                file.close()
 
     @contextmanager
     def _refused(self) -> Iterator[None]:

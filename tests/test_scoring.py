@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -135,6 +136,24 @@ def test_no_row_is_lost_or_moved_by_chunks_and_windows(
     assert [{k: row[k] for k in ("prompt", "response")} for row in found] == rows
     expected = [scores(row["prompt"], [row["response"]])[0] for row in rows]
     assert [row["score"] for row in found] == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_disk_that_is_full_when_a_parquet_file_is_closed_is_one_line(
+    rm: str, run_cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    close = pq.ParquetWriter.close
+
+    def full(self: pq.ParquetWriter) -> None:
+        close(self)
+        if isinstance(self.where, Path):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(pq.ParquetWriter, "close", full)
+    rows = write("r.jsonl", {"prompt": "Q", "response": "A"})
+    for out in ("a.parquet", "folder"):
+        said = run_cli("score", rm, rows, "--out", out).stopped()
+        assert said.startswith(f"{out}: no disk space left")
+    assert [p.name for p in Path().iterdir()] == ["r.jsonl"]
 
 
 def test_rows_go_through_every_format_and_keep_their_types(

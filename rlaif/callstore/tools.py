@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from rlaif.callstore import SCHEMA_VERSION, CallStore, call_key
 from rlaif.callstore.journal import Batch, Journal
 from rlaif.errors import SetupError, StoreError
+from rlaif.files import absent, disk_errors, whole
 from rlaif.types import ChatReply, ChatRequest
 
 NAME = "calls.sqlite"
@@ -247,12 +248,9 @@ def export(path: Path, to: Path) -> int:
     """Writes every row into a JSONL or Parquet file; returns how many."""
     if to.suffix not in (".jsonl", ".parquet"):
         raise SetupError("is of no known kind", file=to, fix="end it in .jsonl or .parquet")
-    if to.exists():
-        raise SetupError("is there already", file=to, fix="choose another name, or move it away")
-    part = to.with_name(f".{to.name}.part")
-    count = _as_jsonl(path, part) if to.suffix == ".jsonl" else _as_parquet(path, part)
-    part.replace(to)
-    return count
+    absent(to)
+    with whole(to) as part, disk_errors(to):
+        return _as_jsonl(path, part) if to.suffix == ".jsonl" else _as_parquet(path, part)
 
 
 def _as_jsonl(path: Path, to: Path) -> int:
