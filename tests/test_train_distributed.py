@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -201,6 +203,25 @@ def test_processes_end_with_the_one_that_launched_them(tmp_path: Path) -> None:
     )
     with pytest.raises(KeyboardInterrupt):
         launch_as(code, tmp_path / "job", stop)
+
+
+def test_processes_end_soon_when_the_one_that_launched_them_is_killed(tmp_path: Path) -> None:
+    (tmp_path / "job").mkdir()
+    fifo = tmp_path / "alive"
+    os.mkfifo(fifo)
+    # Both hold the pipe's end for as long as they live.
+    child = f"import time; f = open({str(fifo)!r}, 'w'); print('x', file=f, flush=True); "
+    command = [sys.executable, "-c", f"import os; os.fork(); {child} time.sleep(100)"]
+    code = (
+        "from pathlib import Path; from rlaif.train import launching;"
+        f"launching._run({command!r}, Path(), Path({str(tmp_path / 'job')!r}), print, print)"
+    )
+    stage = subprocess.Popen([sys.executable, "-c", code])
+    with fifo.open() as alive:
+        assert [alive.readline() for _ in range(2)] == ["x\n"] * 2
+        stage.kill()
+        stage.wait()
+        assert alive.read() == ""
 
 
 def test_a_config_that_is_not_served_is_refused(

@@ -10,7 +10,6 @@ import contextlib
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,6 +21,7 @@ from pydantic import ValidationError
 
 from rlaif.errors import SetupError, TrainingDiverged
 from rlaif.files import disk_errors, find, write_text
+from rlaif.models import _supervise
 from rlaif.train.fitting import OnLog, OnStep, TrainResult
 from rlaif.train.loading import devices
 from rlaif.train.settings import DPOSettings, RewardSettings, TrainSettings
@@ -184,19 +184,22 @@ def _error(told: Mapping[str, Any]) -> Exception:
 
 @contextlib.contextmanager
 def _processes(command: Sequence[str], notes: Any) -> Iterator[subprocess.Popen[str]]:
-    """Ends the processes, and all that they started, with the block."""
+    """Ends the processes, and all that they started, with the block, or with this process."""
+    supervised = (sys.executable, "-I", _supervise.__file__, str(os.getpid()), str(GRACE_S))
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=notes, text=True, start_new_session=True
+        [*supervised, *command],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=notes,
+        text=True,
+        start_new_session=True,
     )
+    assert process.stdin is not None
+    assert process.stdout is not None
     try:
         yield process
     finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGTERM)
-            try:
-                process.wait(GRACE_S)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-        assert process.stdout is not None
+        # Where something still runs, the supervisor takes this as the order to end it.
+        process.stdin.close()
+        process.wait()
         process.stdout.close()
