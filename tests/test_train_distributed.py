@@ -22,9 +22,10 @@ from rlaif.files import packaged
 from rlaif.train import launching, worker
 from rlaif.train.collate import collate_step, divided
 from rlaif.train.groups import EncodedGroup
-from rlaif.train.settings import RewardSettings
+from rlaif.train.settings import RewardSettings, TrainSettings
+from rlaif.train.sft import SFTExample
 from rlaif.train.tiny import make_tiny
-from rlaif.train.training import TrainResult, train_dpo, train_reward_model
+from rlaif.train.training import TrainResult, train_dpo, train_reward_model, train_sft
 from rlaif.types import WeightedComparison
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -159,6 +160,33 @@ def test_divided_weights_train_a_policy_to_the_losses_and_weights_of_one(tmp_pat
         for name, launch in (("one", None), ("two", launch))
     )
     same(one, two, tmp_path)
+
+
+@pytest.mark.parametrize("launch", ["ddp", "fsdp"])
+def test_two_processes_fine_tune_a_policy_to_the_losses_and_weights_of_one(
+    tmp_path: Path, launch: str
+) -> None:
+    make_tiny(tmp_path / "tiny", seed=0)
+    # Of every third answer the end is not learned.
+    examples = [SFTExample(g.prompt, g.responses[0], n % 3 > 0) for n, g in enumerate(GROUPS)]
+    settings = TrainSettings(
+        learning_rate=3e-3, epochs=1, batch_groups=3, tokens_at_once=60, max_grad_norm=0.4
+    )
+    one, two = (
+        train_sft(
+            str(tmp_path / "tiny"),
+            examples,
+            settings.model_copy(update={"launch": launched}),
+            0,
+            tmp_path / name,
+            quiet_step,
+            lambda _: None,
+        )
+        for name, launched in (("one", None), ("two", config(tmp_path, launch)))
+    )
+    same(one, two, tmp_path)
+    assert one.accuracies == []
+    assert (two.groups, two.response_tokens) == (one.groups, one.response_tokens)
 
 
 def launch_as(code: str, folder: Path, on_step: Any = quiet_step) -> dict[str, Any]:
