@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
+import glob
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedTokenizerBase, TrainingArguments
+from transformers import PreTrainedTokenizerBase, TrainerState, TrainingArguments
 from transformers.integrations.integration_utils import TensorBoardCallback
+from transformers.trainer import TRAINER_STATE_NAME
 
-from rlaif.errors import SetupError, TrainingDiverged
+from rlaif.errors import SetupError
 from rlaif.files import disk_errors
-from rlaif.train.groups import EncodedGroup, EncodedGroups
+from rlaif.train.checkpoints import (
+    check_finite,
+    checkpointed,
+    load_trained,
+    stamp_of,
+    steps_of,
+)
+from rlaif.train.groups import EncodedGroups
 from rlaif.train.loading import pad_id, quiet
 from rlaif.train.loss import Objective
-from rlaif.train.ranks import rank, sharded, unshard, wait
+from rlaif.train.ranks import rank, sharded, unshard
 from rlaif.train.scorers import Scorer
 from rlaif.train.settings import TrainSettings
-from rlaif.train.trainer import GroupTrainer, check_finite, last_checkpoint
+from rlaif.train.trainer import GroupTrainer
 
 OnStep = Callable[[int, int, Mapping[str, float]], None]
 OnLog = Callable[[str], None]
@@ -63,24 +70,22 @@ def fit(
     on_step: OnStep,
     on_log: OnLog,
     began: float,
+    member: int | None = None,
 ) -> TrainResult:
     """Trains the scorer's model in place.
 
-    Checkpoints stand in a hidden folder beside `out` until the training is done. One that the same
+    Checkpoints stand in a hidden folder beside `out` until `forget` removes it. One that the same
     training left there is gone on from: the weights at the end are those of a training that nobody
-    killed. Raises TrainingDiverged for a loss or a weight that is not finite, and keeps the
-    checkpoint then.
+    killed. A `member` of an ensemble has a folder of its own, and is kept there when it is trained.
+    Raises TrainingDiverged for a loss or a weight that is not finite, and keeps the checkpoint
+    then.
     """
     if settings.gradient_checkpointing:
         scorer.model.gradient_checkpointing_enable({"use_reentrant": False})
-    kept = out.parent / f".{out.name}.training"
-    stamp = _stamp(scorer, encoded.groups, settings, seed)
-    with disk_errors(kept):
-        if rank() == 0:
-            _ready(kept, stamp)
-        wait()
-        resumed = last_checkpoint(kept)
-    with quiet():
+    kept = kept_folder(out, member)
+    told = settings.model_dump_json(exclude=UNTOLD), type(scorer).__name__, f"{seed} {sharded()}"
+    stamp = stamp_of([*told, *map(repr, encoded.groups)], [scorer])
+    with checkpointed(kept, stamp) as resumed, quiet():
         trainer = GroupTrainer(
             scorer,
             objective,
@@ -90,25 +95,23 @@ def fit(
             packed=packed,
             tokens_at_once=settings.tokens_at_once,
             checkpoint_minutes=settings.checkpoint_minutes,
+            keep_last=member is not None,
             on_step=on_step,
         )
         if "tensorboard" in settings.trackers and rank() == 0:
             trainer.add_callback(_tensorboard(out))
-        if resumed:
-            on_log(f"going on from step {resumed.name.split('-')[1]}, where a checkpoint was kept")
-        try:
+        state = resumed and TrainerState.load_from_json(str(resumed / TRAINER_STATE_NAME))
+        if resumed and state and state.global_step == state.max_steps:
+            on_log("it was trained before")
+            load_trained(scorer, resumed)
+            trainer.state = state
+        else:
+            if resumed:
+                on_log(f"going on from step {steps_of(resumed)}, where a checkpoint was kept")
             with disk_errors(kept):
                 trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
-            check_finite(scorer)
-        except TrainingDiverged as e:
-            good = last_checkpoint(kept)
-            if good is None:
-                shutil.rmtree(kept)
-                raise
-            raise TrainingDiverged(f"{e}; the last good checkpoint is {good}") from e
+        check_finite(scorer)
     unshard(scorer)
-    if rank() == 0:
-        shutil.rmtree(kept)
     return TrainResult(
         steps=trainer.state.global_step,
         losses=[figures["loss"] for figures in trainer.steps],
@@ -118,6 +121,17 @@ def fit(
         dropped_responses=encoded.dropped_responses,
         response_tokens=sum(len(ids) for group in encoded.groups for ids in group.response_ids),
     )
+
+
+def kept_folder(out: Path, member: int | None = None) -> Path:
+    """Where checkpoints of the training of `out`, or of a member of it, stand."""
+    return out.parent / f".{out.name}.training{member or ''}"
+
+
+def forget(out: Path) -> None:
+    """Removes all checkpoints of the training of `out`."""
+    for folder in out.parent.glob(f"{glob.escape(kept_folder(out).name)}*"):
+        shutil.rmtree(folder)
 
 
 def _arguments(settings: TrainSettings, seed: int, kept: Path) -> TrainingArguments:
@@ -144,33 +158,6 @@ def _arguments(settings: TrainSettings, seed: int, kept: Path) -> TrainingArgume
         disable_tqdm=True,
         remove_unused_columns=False,
     )
-
-
-def _ready(kept: Path, stamp: str) -> None:
-    """Makes a folder that holds checkpoints of this training alone."""
-    told = kept / "training.json"
-    if told.is_file() and json.loads(told.read_text(encoding="utf-8")) == stamp:
-        return
-    if kept.exists():
-        shutil.rmtree(kept)
-    kept.mkdir(parents=True)
-    told.write_text(json.dumps(stamp), encoding="utf-8")
-
-
-def _stamp(
-    scorer: Scorer, groups: Sequence[EncodedGroup], settings: TrainSettings, seed: int
-) -> str:
-    """Equal for trainings that end in the same weights."""
-    found = hashlib.sha256()
-    found.update(settings.model_dump_json(exclude=UNTOLD).encode())
-    found.update(f"{type(scorer).__name__} {seed} {torch.__version__} {sharded()}".encode())
-    for group in groups:
-        found.update(repr(group).encode())
-    for name, weight in scorer.named_parameters():
-        # A thousand numbers of each tell two models apart; all of them would be read for minutes.
-        some = weight.detach().flatten()[:1000].float().cpu().numpy().tobytes()
-        found.update(f"{name} {tuple(weight.shape)}".encode() + some)
-    return found.hexdigest()
 
 
 def _tensorboard(out: Path) -> TensorBoardCallback:

@@ -33,6 +33,7 @@ from transformers import (
 )
 
 from rlaif.errors import SetupError, TrainingDiverged
+from rlaif.train.checkpoints import check_finite
 from rlaif.train.fitting import OnLog, OnStep
 from rlaif.train.loading import gives_memory_back, load_tokenizer, pad_id, quiet
 from rlaif.train.lora import Adapted
@@ -41,7 +42,6 @@ from rlaif.train.rl_settings import Measure, RLSettings, figures
 from rlaif.train.saving import check_target
 from rlaif.train.scale import RewardScale
 from rlaif.train.scoring import load_policy
-from rlaif.train.trainer import check_finite
 from rlaif.train.training import save_model
 from rlaif.types import Prompt
 

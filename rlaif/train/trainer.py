@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from accelerate import DistributedType, PartialState
 from torch import nn
 from torch.utils.data import DataLoader, Sampler
 from transformers import (
     PrinterCallback,
-    Trainer,
     TrainerCallback,
     TrainerControl,
     TrainerState,
@@ -27,25 +22,25 @@ from transformers import (
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from rlaif.errors import SetupError, TrainingDiverged
+from rlaif.train.checkpoints import Clock, KeepsTrained
 from rlaif.train.collate import Batch, SplitGroup, Step, collate_step
 from rlaif.train.groups import EncodedGroup
 from rlaif.train.loss import Objective
-from rlaif.train.ranks import fill, own, rank, sharded, summed, world
+from rlaif.train.ranks import rank, sharded, summed, world
 from rlaif.train.scorers import Scorer
-
-WEIGHTS = "model.safetensors"
 
 ToLoss = Callable[[torch.Tensor], torch.Tensor]
 """Scores (N,) of a batch -> a scalar to differentiate."""
 StepReport = Callable[[int, int, Mapping[str, float]], None]
 
 
-class GroupTrainer(Trainer):
+class GroupTrainer(KeepsTrained):
     """`transformers.Trainer` over groups of responses.
 
     A batch of the loader is all groups of an optimiser step. They are computed in parts of at most
     `tokens_at_once` tokens; loss and gradient are those of the whole step. `steps` holds the
-    objective's figures of each: its sums by the step's weight.
+    objective's figures of each: its sums by the step's weight. `keep_last`: also after the last
+    step there is a checkpoint.
     """
 
     # `training_step` weighs the parts itself.
@@ -62,6 +57,7 @@ class GroupTrainer(Trainer):
         packed: bool,
         tokens_at_once: int,
         checkpoint_minutes: float,
+        keep_last: bool,
         on_step: StepReport,
     ) -> None:
         if arguments.n_gpu > 1:
@@ -78,7 +74,7 @@ class GroupTrainer(Trainer):
                 )
             ),
             train_dataset=groups,
-            callbacks=[_Reporter(self, checkpoint_minutes, on_step)],
+            callbacks=[_Reporter(self, Clock(checkpoint_minutes), keep_last, on_step)],
         )
         self.remove_callback(PrinterCallback)
         self._lengths = [group.packed_length for group in groups]
@@ -183,25 +179,6 @@ class GroupTrainer(Trainer):
         """Not estimated: the Trainer would look for `input_ids` and count a prompt K times."""
         return 0
 
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        # What is trained and nothing else; the Trainer's own would refuse weights that are tied.
-        folder = Path(output_dir or str(self.args.output_dir))
-        folder.mkdir(parents=True, exist_ok=True)
-        scorer: nn.Module = self.model  # type: ignore[assignment]
-        check_finite(scorer)
-        # Given where the weights are divided among processes.
-        given = state_dict or dict(scorer.named_parameters())
-        trained = {n: given[n].detach() for n, p in scorer.named_parameters() if p.requires_grad}
-        safetensors.torch.save_file(trained, folder / WEIGHTS)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        scorer: nn.Module = self.model  # type: ignore[assignment]
-        saved = safetensors.torch.load_file(Path(resume_from_checkpoint) / WEIGHTS)
-        with torch.no_grad():
-            for name, weight in scorer.named_parameters():
-                if weight.requires_grad:
-                    fill(weight, saved[name])
-
 
 def _sent(by_score_N: torch.Tensor, scores_N: torch.Tensor) -> torch.Tensor:
     return (scores_N * by_score_N).sum()
@@ -239,11 +216,13 @@ class _ByLength(Sampler[int]):
 class _Reporter(TrainerCallback):
     """Closes the books of each optimiser step, and says when to keep a checkpoint."""
 
-    def __init__(self, trainer: GroupTrainer, minutes: float, on_step: StepReport) -> None:
+    def __init__(
+        self, trainer: GroupTrainer, clock: Clock, keep_last: bool, on_step: StepReport
+    ) -> None:
         self._trainer = trainer
+        self._clock = clock
+        self._keep_last = keep_last
         self._on_step = on_step
-        self._every_s = 60 * minutes
-        self._kept_at = time.monotonic()
         self._learning_rate = 0.0
 
     def on_pre_optimizer_step(
@@ -258,27 +237,5 @@ class _Reporter(TrainerCallback):
         self._trainer.step.clear()
         self._trainer.log(dict(figures))
         self._on_step(state.global_step, state.max_steps, figures)
-        due = rank() == 0 and time.monotonic() - self._kept_at >= self._every_s
-        if summed({"due": due})["due"] and state.global_step < state.max_steps:
-            self._kept_at = time.monotonic()
-            control.should_save = True
-
-
-def last_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint there that was written to its end."""
-    # The Trainer writes trainer_state.json last.
-    for found in sorted(folder.glob("checkpoint-*"), key=lambda p: -int(p.name.split("-")[1])):
-        with contextlib.suppress(OSError, ValueError):
-            json.loads((found / "trainer_state.json").read_text(encoding="utf-8"))
-            return found
-    return None
-
-
-def check_finite(model: nn.Module) -> None:
-    """Raises TrainingDiverged if a weight is not finite: the last step's loss cannot show it."""
-    for name, weight in model.named_parameters():
-        if not bool(own(weight).isfinite().all()):
-            raise TrainingDiverged(
-                f"the last step made {name} infinite or NaN; nothing was saved "
-                "(lower the learning rate, or train in float32)"
-            )
+        due = self._clock.due()
+        control.should_save = due if state.global_step < state.max_steps else self._keep_last

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from rlaif.train.ensemble import MEMBERS, save_heads, widen
-from rlaif.train.fitting import OnLog, OnStep, TrainResult, fit
+from rlaif.train.fitting import OnLog, OnStep, TrainResult, fit, forget, kept_folder
 from rlaif.train.groups import EncodedGroups, drawn, encode_examples, encode_groups, one_vote
 from rlaif.train.launching import launched
 from rlaif.train.loading import (
@@ -63,10 +64,9 @@ def train_reward_model(
     (`drawn`). `losses` and `accuracies` are then those of the first, or of all heads. An earlier
     model there is replaced at the end. Adapters are merged into it, and stand by themselves in its
     folder `adapter`. Killed and called again with the same arguments it goes on from its last
-    checkpoint, an ensemble of adapters from its first member. The same seed gives the same weights
-    on the same machine. Raises
-    SetupError for a base that is no model, groups without a trainable comparison or an unwritable
-    `out`, and TrainingDiverged for a loss that is not finite.
+    checkpoint; members that were trained are not trained again. The same seed gives the same
+    weights on the same machine. Raises SetupError for a base that is no model, groups without a
+    trainable comparison or an unwritable `out`, and TrainingDiverged for a loss that is not finite.
     """
     check_target(out)
     if settings.launch is not None:
@@ -77,32 +77,41 @@ def train_reward_model(
     if settings.members > 1 and settings.lora is None:
         drawn_groups = [drawn(group, settings.members, seed) for group in encoded.groups]
         encoded = dataclasses.replace(encoded, groups=drawn_groups)
-    one_by_one = settings.members if settings.lora else 1
     _check_memory(base, encoded, settings, on_log, reward=True, members=settings.members)
-
-    def train(member: int) -> tuple[PreTrainedModel, Adapted | None, TrainResult]:
-        def on_member_step(step: int, total: int, figures: Mapping[str, float]) -> None:
-            on_step(step + member * total, total * one_by_one, figures)
-
-        return _train_member(
-            base, encoded, tokenizer, settings, seed + member, out, on_member_step, on_log
+    if settings.lora is None or settings.members == 1:
+        model, adapted, result = _train_member(
+            base, encoded, tokenizer, settings, seed, out, on_step, on_log
         )
+        others = []
+    else:
+        others = [kept_folder(out, member) / "adapter" for member in range(1, settings.members)]
+        seconds = 0.0
+        # The first is last, because it is written whole.
+        for done, member in enumerate([*range(1, settings.members), 0]):
+            on_log(f"training member {done + 1} of {settings.members}")
 
-    model, adapted, result = train(0)
+            def on_member_step(
+                step: int, total: int, figures: Mapping[str, float], done: int = done
+            ) -> None:
+                on_step(step + done * total, total * settings.members, figures)
+
+            model, adapted, result = _train_member(
+                base, encoded, tokenizer, settings, seed, out, on_member_step, on_log, member
+            )
+            assert adapted is not None
+            seconds += result.seconds
+            if member > 0:
+                if rank() == 0:
+                    adapted.save(kept_folder(out, member) / "adapter")
+                del model, adapted
+        result = dataclasses.replace(result, seconds=seconds)
     with quiet(), _written(out) as new:
         if new is not None:
             if adapted is None and settings.members > 1:
                 save_heads(model, new)
             _write(model, adapted, tokenizer, new)
-        if adapted is not None:
-            for member in range(1, one_by_one):
-                on_log(f"training member {member + 1} of {one_by_one}")
-                del model, adapted
-                model, adapted, more = train(member)
-                assert adapted is not None
-                if new is not None:
-                    adapted.save(new / MEMBERS / str(member))
-                result = dataclasses.replace(result, seconds=result.seconds + more.seconds)
+            for member, folder in enumerate(others, start=1):
+                shutil.copytree(folder, new / MEMBERS / str(member))
     return result
 
 
@@ -115,8 +124,11 @@ def _train_member(
     out: Path,
     on_step: OnStep,
     on_log: OnLog,
+    member: int | None = None,
 ) -> tuple[PreTrainedModel, Adapted | None, TrainResult]:
+    """`member`: of an ensemble of adapters."""
     began = time.monotonic()
+    seed += member or 0
     set_seed(seed)
     model = load_reward(base, pad_id(tokenizer), new_head=True)
     if settings.members > 1 and settings.lora is None:
@@ -124,9 +136,19 @@ def _train_member(
     model, adapted = _trainable(model, settings)
     scorer = RewardScorer(model)
     packed = packs(scorer, encoded.groups, pad_id(tokenizer), device(), on_log)
-    objective = reward_objective(settings)
     result = fit(
-        scorer, objective, encoded, tokenizer, settings, seed, packed, out, on_step, on_log, began
+        scorer,
+        reward_objective(settings),
+        encoded,
+        tokenizer,
+        settings,
+        seed,
+        packed,
+        out,
+        on_step,
+        on_log,
+        began,
+        member,
     )
     return model, adapted, result
 
@@ -308,12 +330,14 @@ def save_model(
 
 @contextlib.contextmanager
 def _written(out: Path) -> Iterator[Path | None]:
-    """As `written_whole`, in the first process; None in the others, which write nothing."""
+    """As `written_whole`, in the first process, and checkpoints are needed no more; None in the
+    others, which write nothing."""
     if rank() > 0:
         yield None
         return
     with written_whole(out) as new:
         yield new
+    forget(out)
 
 
 def _write(
