@@ -1,10 +1,15 @@
-"""RL against a reward model: it learns, it is measured, and it stops."""
+"""RL against a reward model: it learns, it is measured, it stops, and it survives a kill."""
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import math
+import os
+import signal
 import statistics
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +28,7 @@ from transformers import (
 from rlaif.errors import SetupError, TrainingDiverged
 from rlaif.train import rl, rl_answers
 from rlaif.train.ensemble import HEADS
-from rlaif.train.rl import RLResult, train_rl
+from rlaif.train.rl import UNTOLD, RLResult, train_rl
 from rlaif.train.rl_settings import Measure, RLSettings, distinct, measure, repetition
 from rlaif.train.scoring import score_reward
 from rlaif.train.settings import RewardSettings
@@ -46,6 +51,9 @@ SETTINGS = RLSettings(
     normalise_on=48,
     answers_at_once=64,
 )
+
+EACH_STEP: dict[str, Any] = {"checkpoint_minutes": 1e-9, "steps": 6, "kl_budget": 50.0}
+"""Of 12 prompts each step takes 4, so that their second turn begins at step 4."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -103,6 +111,9 @@ class Told:
         self.lines: list[str] = []
         self.trace: list[Measure] = []
 
+    def on_step(self, step: int, total: int) -> None:
+        self.steps.append((step, total))
+
     def trained(
         self, base: str, reward: str, out: Path, held_out: str | None = None, **changes: Any
     ) -> RLResult:
@@ -115,10 +126,36 @@ class Told:
             RLSettings.model_validate({**SETTINGS.model_dump(), **changes}),
             seed,
             out,
-            lambda step, total, figures: self.steps.append((step, total)),
+            lambda step, total, figures: self.on_step(step, total),
             lambda start, step: self.trace.append(step),
             self.lines.append,
         )
+
+
+class Killed(Told):
+    """Its process dies in the step behind `at`."""
+
+    def __init__(self, at: int) -> None:
+        super().__init__()
+        self._at = at
+
+    def on_step(self, step: int, total: int) -> None:
+        super().on_step(step, total)
+        if step > self._at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def killed(base: str, reward: str, out: Path, at: int, **changes: Any) -> None:
+    code = (
+        "import sys, torch; torch.set_num_threads(1); sys.path.insert(0, sys.argv[1]);"
+        "from pathlib import Path; from test_train_rl import Killed;"
+        f"Killed({at}).trained({base!r}, {reward!r}, Path({str(out)!r}), **{changes!r})"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(Path(__file__).parent)], capture_output=True, text=True
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
+    assert not out.exists()
 
 
 def weights(directory: Path | str) -> bytes:
@@ -373,6 +410,71 @@ def test_what_is_no_model_is_refused_before_anything_is_drawn(
         with pytest.raises(SetupError):
             told.trained(base, reward, tmp_path / "rl")
         assert told.lines == []
+
+
+def plain(result: RLResult) -> dict[str, Any]:
+    return dataclasses.asdict(dataclasses.replace(result, seconds=0.0))
+
+
+@pytest.mark.parametrize(
+    ("at", "changes"),
+    [
+        (0, {}),
+        (2, {"algorithm": "grpo", "lora": {"rank": 4}}),
+        # Before a turn of the prompts begins, and within it.
+        (3, {}),
+        (4, {"answers_at_once": 4}),
+    ],
+)
+def test_rl_that_was_killed_goes_on_to_the_weights_and_trace_of_an_undisturbed_one(
+    tiny: str, likes_a: str, tmp_path: Path, at: int, changes: dict[str, Any]
+) -> None:
+    undisturbed = Told().trained(tiny, likes_a, tmp_path / "whole", **EACH_STEP, **changes)
+    killed(tiny, likes_a, tmp_path / "again", at, **EACH_STEP, **changes)
+    told = Told()
+    result = told.trained(tiny, likes_a, tmp_path / "again", **EACH_STEP, **changes)
+    assert told.lines[0] == (
+        f"going on from step {at}, where a checkpoint was kept"
+        if at
+        else "measuring the trained policy"
+    )
+    assert told.steps == [(n, 6) for n in range(at + 1, 7)]
+    # The steps before are told again: alarms hang on all of them.
+    assert told.trace == result.trace
+    assert plain(result) == plain(undisturbed)
+    assert weights(tmp_path / "again") == weights(tmp_path / "whole")
+    assert {p.name for p in tmp_path.iterdir()} == {"whole", "again"}
+
+
+def test_rl_of_another_kind_does_not_go_on_from_the_checkpoint(
+    tiny: str, likes_a: str, tmp_path: Path
+) -> None:
+    killed(tiny, likes_a, tmp_path / "rl", 1, **EACH_STEP)
+    told = Told()
+    told.trained(tiny, likes_a, tmp_path / "rl", **EACH_STEP, prompts=PROMPTS[1:])
+    assert "measuring the start policy" in told.lines
+    assert not any("going on" in line for line in told.lines)
+
+
+def test_rl_that_diverges_names_its_last_good_checkpoint(
+    tiny: str, likes_a: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = Told()
+
+    def stop(step: int, total: int) -> None:
+        if step == 3:
+            raise TrainingDiverged("the last step made it NaN")
+
+    monkeypatch.setattr(told, "on_step", stop)
+    with pytest.raises(TrainingDiverged) as e:
+        told.trained(tiny, likes_a, tmp_path / "rl", **EACH_STEP)
+    kept = tmp_path / ".rl.training" / "checkpoint-2"
+    assert str(e.value).endswith(f"the last good checkpoint is {kept}")
+    assert kept.is_dir()
+
+
+def test_settings_that_only_say_how_to_compute_leave_rl_what_it_is() -> None:
+    assert set(RLSettings.model_fields) >= UNTOLD
 
 
 def test_repetition_counts_runs_of_four_that_an_answer_has_had_before() -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import tempfile
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -33,11 +32,19 @@ from transformers import (
 )
 
 from rlaif.errors import SetupError, TrainingDiverged
-from rlaif.train.checkpoints import check_finite
-from rlaif.train.fitting import OnLog, OnStep
+from rlaif.files import disk_errors, write_text
+from rlaif.train.checkpoints import (
+    Clock,
+    KeepsTrained,
+    check_finite,
+    checkpointed,
+    stamp_of,
+    steps_of,
+)
+from rlaif.train.fitting import OnLog, OnStep, kept_folder
 from rlaif.train.loading import gives_memory_back, load_tokenizer, pad_id, quiet
 from rlaif.train.lora import Adapted
-from rlaif.train.rl_answers import AnswerReader, BudgetSpent, Grader, opening_ids
+from rlaif.train.rl_answers import AnswerReader, Answers, BudgetSpent, Grader, opening_ids
 from rlaif.train.rl_settings import Measure, RLSettings, figures
 from rlaif.train.saving import check_target
 from rlaif.train.scale import RewardScale
@@ -48,8 +55,12 @@ from rlaif.types import Prompt
 with warnings.catch_warnings():
     # Of its own use of vLLM, which there is none of here.
     warnings.filterwarnings("ignore", "TRL currently supports vLLM")
+    import trl
     from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer  # type: ignore[attr-defined]
 
+UNTOLD = {"checkpoint_minutes", "answers_at_once"}
+"""Settings that leave a training what it is."""
+MEASURE = "measure"
 OnTrace = Callable[[Measure, Measure], None]
 """Called with the start policy's figures and those of each step."""
 
@@ -95,10 +106,12 @@ def train_rl(
     `held_out`: a second reward model, which scores every answer and teaches nothing. Rewards are
     normalised on the start policy's answers to the first of the prompts. Where the answers of a
     step show the KL budget to be spent, that step is not taken: the policy saved is the one that
-    was measured. The same seed gives the same weights on the same machine. Raises SetupError for
+    was measured. The same seed gives the same weights on the same machine. Killed and called again
+    with the same arguments it goes on from its last checkpoint, to the same weights and trace;
+    `on_trace` is called anew with the steps before it. Raises SetupError for
     what is no model, prompts of which none fits, and a reward model that gives all answers the same
     score; TrainingDiverged for a gradient, a weight or a reward that is not finite: then nothing is
-    saved.
+    saved, and the last checkpoint is kept.
     """
     began = time.monotonic()
     check_target(out)
@@ -119,23 +132,26 @@ def train_rl(
     check = Grader(held_out) if held_out is not None else None
     reader = AnswerReader(kept, proxy, check, model, tokenizer, config, settings)
 
-    on_log("measuring the start policy")
-    first = reader.draw()
-    reader.normalise(first)
-    start = reader.read(0, first)
-    reader.on_trace = functools.partial(on_trace, start)
-    with tempfile.TemporaryDirectory() as scratch, quiet():
-        trainer = _trainer(reader, settings, seed, scratch, on_step)
+    folder = kept_folder(out)
+    with checkpointed(folder, _stamp(reader, proxy, check, settings, seed)) as resumed, quiet():
+        first = _first_answers(reader, folder / "start.json", on_log)
+        start = reader.read(0, first)
+        reader.on_trace = functools.partial(on_trace, start)
+        # It sets the seed: what is drawn from here on does not hang on what was drawn before.
+        trainer = _trainer(reader, settings, seed, folder, on_step)
         reader.reference = trainer.ref_model
+        if resumed:
+            on_log(f"going on from step {steps_of(resumed)}, where a checkpoint was kept")
         try:
-            trainer.train()
+            with disk_errors(folder):
+                trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
         except BudgetSpent:
             on_log(
                 f"step {len(reader.trace)}: the policy is {reader.trace[-1].kl:.3g} nats a "
                 f"response away from its start, over the KL budget of {settings.kl_budget:g}; "
                 "stopping"
             )
-    check_finite(model)
+        check_finite(model)
     on_log("measuring the trained policy")
     set_seed(seed)
     last = reader.draw()
@@ -160,11 +176,20 @@ def train_rl(
 
 
 class _Guard(TrainerCallback):
-    """Nothing that is not finite becomes a weight, and none of them stays one."""
+    """Nothing that is not finite becomes a weight, and none of them stays one. A checkpoint holds
+    the trace, and gives it back."""
 
-    def __init__(self, reader: AnswerReader, on_step: OnStep) -> None:
+    def __init__(self, reader: AnswerReader, clock: Clock, on_step: OnStep) -> None:
         self._reader = reader
+        self._clock = clock
         self._on_step = on_step
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        for entry in state.log_history:
+            if MEASURE in entry:
+                self._reader.note(Measure.model_validate(entry[MEASURE]))
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -181,18 +206,71 @@ class _Guard(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         check_finite(self._reader.policy)
-        self._on_step(state.global_step, state.max_steps, figures(self._reader.trace[-1]))
+        measured = self._reader.trace[-1]
+        entry: dict[str, Any] = {MEASURE: measured.model_dump()}
+        state.log_history.append(entry)
+        self._on_step(state.global_step, state.max_steps, figures(measured))
+        control.should_save = self._clock.due() and state.global_step < state.max_steps
+
+
+class _Checkpoints(KeepsTrained):
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """None: a checkpoint is no model to hand on."""
+
+
+class _RLOO(_Checkpoints, RLOOTrainer):
+    pass
+
+
+class _GRPO(_Checkpoints, GRPOTrainer):
+    pass
+
+
+def _stamp(
+    reader: AnswerReader, proxy: Grader, check: Grader | None, settings: RLSettings, seed: int
+) -> str:
+    own = settings.model_dump_json(include=set(RLSettings.model_fields) - UNTOLD)
+    prompts = [prompt.model_dump_json() for prompt in reader.prompts]
+    scorers = [*proxy.members, *(check.members if check is not None else ())]
+    return stamp_of([f"{trl.__version__} {seed} {own}", *prompts], [reader.policy, *scorers])
+
+
+def _first_answers(reader: AnswerReader, file: Path, on_log: OnLog) -> Answers:
+    """The start policy's, by which rewards are normalised from here on: of a training that goes on
+    those that it was begun with."""
+    if file.is_file():
+        first = Answers.model_validate_json(file.read_text(encoding="utf-8"))
+        reader.normalise(first)
+        return first
+    on_log("measuring the start policy")
+    first = reader.draw()
+    reader.normalise(first)
+    write_text(file, first.model_dump_json())
+    return first
+
+
+def _order(prompts: int, settings: RLSettings, seed: int) -> list[int]:
+    """Numbers of the prompts of all steps, in turns of a random order each; of a turn what would
+    fill no step is left out. To the Trainer it is one epoch: one that goes on in a later epoch
+    would begin TRL's order anew."""
+    generator = torch.Generator().manual_seed(seed)
+    wanted = settings.steps * settings.batch_prompts
+    turn = prompts // settings.batch_prompts * settings.batch_prompts
+    order: list[int] = []
+    while len(order) < wanted:
+        order += torch.randperm(prompts, generator=generator)[:turn].tolist()
+    return order[:wanted]
 
 
 def _trainer(
-    reader: AnswerReader, settings: RLSettings, seed: int, scratch: str, on_step: OnStep
-) -> RLOOTrainer | GRPOTrainer:
+    reader: AnswerReader, settings: RLSettings, seed: int, folder: Path, on_step: OnStep
+) -> _RLOO | _GRPO:
     answers = settings.batch_prompts * settings.samples
     # Parts of a step are all of one size.
     at_once = max(n for n in range(1, settings.answers_at_once + 1) if answers % n == 0)
     accelerated = torch.accelerator.is_available()
     arguments: dict[str, Any] = {
-        "output_dir": scratch,
+        "output_dir": str(folder),
         "max_steps": settings.steps,
         "learning_rate": settings.learning_rate,
         "lr_scheduler_type": "constant",
@@ -210,7 +288,9 @@ def _trainer(
         "use_cpu": not accelerated,
         "dataloader_pin_memory": accelerated,
         "seed": seed,
+        "shuffle_dataset": False,
         "save_strategy": "no",
+        "save_total_limit": 1,
         "logging_steps": 1,
         "report_to": "none",
         "disable_tqdm": True,
@@ -223,17 +303,17 @@ def _trainer(
                 {"prompt": [m.model_dump() for m in prompt.messages], "number": number}
                 for number, prompt in enumerate(reader.prompts)
             ]
-        ),
+        ).select(_order(len(reader.prompts), settings, seed)),
         "processing_class": reader.tokenizer,
-        "callbacks": [_Guard(reader, on_step)],
+        "callbacks": [_Guard(reader, Clock(settings.checkpoint_minutes), on_step)],
     }
-    trainer: RLOOTrainer | GRPOTrainer
+    trainer: _RLOO | _GRPO
     if settings.algorithm == "rloo":
-        trainer = RLOOTrainer(args=RLOOConfig(**arguments), **parts)
+        trainer = _RLOO(args=RLOOConfig(**arguments), **parts)
     else:
         # As the paper has it: later losses weigh tokens otherwise.
         grpo = GRPOConfig(**arguments, loss_type="grpo", scale_rewards="group")
-        trainer = GRPOTrainer(args=grpo, **parts)
+        trainer = _GRPO(args=grpo, **parts)
     trainer.remove_callback(PrinterCallback)
     return trainer
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,15 +17,14 @@ from rlaif.train.loading import device, in_precision, load_tokenizer, pad_id, qu
 from rlaif.train.rl_settings import Measure, RLSettings, draws, measure
 from rlaif.train.scale import Array, How, RewardScale, combined, scale_of
 from rlaif.train.scorers import RewardScorer, response_log_probs, score_groups
-from rlaif.types import Prompt
+from rlaif.types import Prompt, Record
 
 
 class BudgetSpent(Exception):
     """Ends a training before a step."""
 
 
-@dataclass(frozen=True)
-class Answers:
+class Answers(Record):
     """N answers to prompts, whose numbers are in `prompts_N`."""
 
     prompts_N: list[int]
@@ -41,7 +39,7 @@ class Grader:
     def __init__(self, name: str, how: How = "mean") -> None:
         self._name, self._how = name, how
         self._tokenizer = load_tokenizer(name)
-        self._members = [RewardScorer(m) for m in load_members(name, pad_id(self._tokenizer))]
+        self.members = [RewardScorer(m) for m in load_members(name, pad_id(self._tokenizer))]
         self.scale: RewardScale
         """Of each member; `normalise` sets it."""
         self._zero, self._unit = 0.0, 1.0
@@ -79,7 +77,7 @@ class Grader:
         raw_NM = np.concatenate(
             [
                 _scores(member, groups, pad_id(self._tokenizer)).reshape(len(groups), -1)
-                for member in self._members
+                for member in self.members
             ],
             axis=1,
         )
@@ -128,14 +126,20 @@ class AnswerReader:
         """The normalised rewards of a step's answers. Raises BudgetSpent before a step that the
         KL budget does not allow."""
         texts = [message["content"] for (message,) in completions]
-        answers = Answers(list(number), [list(ids) for ids in completion_ids], texts)
+        answers = Answers(
+            prompts_N=list(number), tokens_N=[list(ids) for ids in completion_ids], texts_N=texts
+        )
         rewards_N = self._rewards(answers)
         measured = self._measured(len(self.trace) + 1, answers, rewards_N)
-        self.trace.append(measured)
-        self.on_trace(measured)
+        self.note(measured)
         if measured.kl > self._settings.kl_budget:
             raise BudgetSpent
         return rewards_N
+
+    def note(self, measured: Measure) -> None:
+        """Adds a step's figures to the trace."""
+        self.trace.append(measured)
+        self.on_trace(measured)
 
     def normalise(self, answers: Answers) -> None:
         """See `Grader.normalise`."""
@@ -157,7 +161,7 @@ class AnswerReader:
         for i in range(0, len(numbers), rows):
             tokens_N += self._generate([self._prompt_ids[n] for n in numbers[i : i + rows]])
         texts_N = self.tokenizer.batch_decode(tokens_N, skip_special_tokens=True)
-        return Answers(numbers, tokens_N, texts_N)
+        return Answers(prompts_N=numbers, tokens_N=tokens_N, texts_N=texts_N)
 
     def _generate(self, prompt_ids: Sequence[list[int]]) -> list[list[int]]:
         padded = self.tokenizer.pad(

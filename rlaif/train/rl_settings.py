@@ -61,6 +61,8 @@ class RLSettings(Record):
     """Keeps less in memory and computes the forward pass twice."""
     lora: LoraSettings | None = None
     """Train adapters on frozen weights; none: train all weights."""
+    checkpoint_minutes: float = Field(default=10.0, gt=0.0)
+    """How often to keep what a killed training goes on from."""
 
 
 class Measure(Record):
