@@ -29,7 +29,8 @@ from rlaif.plan.table import lines
 from rlaif.recipe import RunConfig, execute, load_run
 from rlaif.train.counting import token_counter
 from rlaif.train.generate import TransformersModel
-from rlaif.train.memory import Work, needs, read_model
+from rlaif.train.memory import Work, needs
+from rlaif.train.shapes import read_model
 from rlaif.types import ChatReply, Choice
 
 PRICE = Price(input=3.0, output=15.0)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import struct
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -187,6 +189,24 @@ def test_two_processes_fine_tune_a_policy_to_the_losses_and_weights_of_one(
     same(one, two, tmp_path)
     assert one.accuracies == []
     assert (two.groups, two.response_tokens) == (one.groups, one.response_tokens)
+
+
+def test_processes_that_cannot_fit_are_refused_before_weights_are_loaded(tmp_path: Path) -> None:
+    make_tiny(tmp_path / "tiny", seed=0)
+    # A model of 4 TB, as far as its header tells.
+    header = {
+        "model.layers.0.x.weight": {"dtype": "F32", "shape": [10**12], "data_offsets": [0, 0]}
+    }
+    told = json.dumps(header).encode()
+    file = tmp_path / "tiny" / "model.safetensors"
+    file.write_bytes(struct.pack("<Q", len(told)) + told)
+    settings = SETTINGS.model_copy(update={"launch": config(tmp_path, "ddp")})
+    with pytest.raises(
+        SetupError, match=r"^training takes about 4\d+\.\d GB to .* in 2 processes,"
+    ):
+        train_reward_model(
+            str(tmp_path / "tiny"), GROUPS, settings, 0, tmp_path / "rm", quiet_step, pytest.fail
+        )
 
 
 def launch_as(code: str, folder: Path, on_step: Any = quiet_step) -> dict[str, Any]:

@@ -16,16 +16,20 @@ from transformers import Gemma2Config, GPT2Config, LlamaConfig, PreTrainedConfig
 from rlaif.errors import SetupError
 from rlaif.files import write_text
 from rlaif.stages._training import settings_of
-from rlaif.train import memory, training
+from rlaif.train import fits, host, rl, training
 from rlaif.train.collate import collate
 from rlaif.train.ensemble import widen
 from rlaif.train.groups import EncodedGroup
-from rlaif.train.loading import in_precision, load_causal, load_reward
+from rlaif.train.loading import in_precision, load_causal, load_reward, load_tokenizer
 from rlaif.train.lora import Adapted
-from rlaif.train.memory import Model, Work, check, needs, parameters, read_model
+from rlaif.train.memory import Needs, Processes, Work, check, needs
+from rlaif.train.rl_memory import rl_needs
+from rlaif.train.rl_settings import RLSettings
 from rlaif.train.scorers import RewardScorer
 from rlaif.train.settings import LoraSettings, RewardSettings
+from rlaif.train.shapes import Model, parameters, read_model
 from rlaif.train.tiny import make_tiny
+from rlaif.types import Message, Prompt
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -128,6 +132,116 @@ def test_the_bytes_of_a_training_are_those_worked_by_hand() -> None:
     policy = needs(BY_HAND, settings, work, reward=False)
     assert policy.weights == 4 * (196 + 40)
     assert policy.step == 3080 + 3 * 4 * 10 * 10
+
+
+def test_the_bytes_of_several_processes_are_those_worked_by_hand() -> None:
+    settings = RewardSettings(learning_rate=1.0, epochs=1, batch_groups=1)
+    work = Work(tokens=10, width=5, longest=5)
+
+    def of(sharded: bool, on_host: bool = True) -> Needs:
+        processes = Processes(2, sharded, on_host)
+        return needs(BY_HAND, settings, work, reward=True, processes=processes)
+
+    # Each has all of it, and its gradients once more.
+    assert of(sharded=False) == Needs(800, 2560 + 800, 3080)
+    # A layer has 48 numbers of attention, 96 of the MLP and 8 of norms; 48 are outside of it.
+    gathered = 4 * (48 + 2 * 152 + 152 + 2 * 152)
+    # All weights and moments are put together in the first process: 4 and 8 bytes of 200.
+    assert of(sharded=True) == Needs(400, 1280, 3080 + gathered, (800 + 1600) // 2)
+    # Before they are divided, weights are whole; that is less than what comes after it.
+    assert of(sharded=True, on_host=False).aside == 0
+    few = settings.model_copy(update={"lora": LoraSettings(rank=1)})
+    two = Processes(2, sharded=True, on_host=False)
+    every, trained = parameters(BY_HAND, few.lora, reward=True)
+    found = needs(BY_HAND, few, work, reward=True, processes=two)
+    assert found.aside == 4 * every - 2 * every - 6 * trained
+
+
+def test_several_processes_of_a_machine_share_its_memory_and_those_of_devices_do_not(
+    tmp_path: Path,
+) -> None:
+    folder = made(tmp_path / "m", LlamaConfig(**SMALL))
+    settings = RewardSettings(learning_rate=1.0, epochs=1, batch_groups=1)
+    work = Work(600, 600, 600)
+
+    def told(processes: Processes, free: float) -> str | None:
+        return check(folder, settings, work, free, reward=True, processes=processes)
+
+    def need(processes: Processes) -> Needs:
+        return needs(known(folder), settings, work, reward=True, processes=processes)
+
+    on_host, devices = Processes(3), Processes(3, on_host=False)
+    one = need(devices)
+    assert need(on_host) == one
+    assert told(devices, one.most) is None
+    assert told(on_host, 3 * one.most) is None
+    for processes, free, where in (
+        (on_host, 3 * one.least, " in 3 processes"),
+        (devices, one.least, " on each device"),
+    ):
+        warned = told(processes, free)
+        assert warned is not None
+        assert f"of memory{where}, and " in warned
+        with pytest.raises(SetupError, match=f"of memory{where}, and "):
+            told(processes, free * 0.89)
+    work = Work(1, 1, 1)
+    warned = told(devices, need(Processes(3, sharded=True, on_host=False)).most)
+    assert warned is not None
+    assert "launch: fsdp" in warned
+
+
+def test_the_bytes_of_rl_are_those_worked_by_hand() -> None:
+    settings = RLSettings(batch_prompts=3, samples=2, answers_at_once=4, max_new_tokens=7)
+    found = rl_needs(BY_HAND, [(BY_HAND, 2), (BY_HAND, 1)], settings, prompt=5)
+    # Policy and reference have 236 numbers, each of three reward models 200.
+    assert found.weights == 4 * (2 * 236 + 3 * 200)
+    assert found.trained == 12 * 236 + 4 * 40
+    # Of six answers three at once, of twelve tokens.
+    assert found.step == 36 * (24 * 4 + 4 * 4 * 4 + 4 * 4 * 8 + 4 * 12) + 3 * 4 * 36 * 10
+    # Where many are drawn: two heads of two numbers, keys and values, of each token, and its
+    # logits thrice; there are no gradients then.
+    many = settings.model_copy(update={"batch_prompts": 300, "answers_at_once": 1})
+    drawn = 4 * 600 * (12 * 2 * 2 * 2 + 3 * 10)
+    assert rl_needs(BY_HAND, [], many, prompt=5).step == drawn - 4 * 236
+
+
+def test_rl_that_cannot_fit_is_refused_before_weights_are_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_tiny(tmp_path / "tiny", seed=0)
+    prompts = [group.prompt for group in GROUPS]
+    # One that exceeds the context does not count.
+    long = Prompt(id="long", messages=(Message(role="user", content="x" * 9000),))
+    settings = RLSettings(batch_prompts=4, max_new_tokens=32, normalise_on=8)
+    monkeypatch.setattr(rl, "load_policy", lambda _: pytest.fail("loaded"))
+    tiny = str(tmp_path / "tiny")
+
+    def refused(prompts: list[Prompt], free: float) -> str:
+        monkeypatch.setattr(rl, "free_memory", lambda: free)
+        with pytest.raises(SetupError) as e:
+            rl.train_rl(
+                tiny,
+                tiny,
+                None,
+                prompts,
+                settings,
+                0,
+                tmp_path / "rl",
+                quiet_step,
+                lambda *_: None,
+                pytest.fail,
+            )
+        return str(e.value)
+
+    longest = max(len(rl.opening_ids(load_tokenizer(tiny), prompt)) for prompt in prompts)
+    model = known(tmp_path / "tiny")
+    found = rl_needs(model, [(model, 1)], settings, longest)
+    said = refused([*prompts, long], found.least * 0.89)
+    about = f"about {fits.size(found.least)} to {fits.size(found.most)} of memory"
+    assert said.startswith(f"training takes {about}, and ")
+    assert "answers_at_once: " in said
+    with pytest.raises(pytest.fail.Exception, match="loaded"):
+        refused(prompts, found.most)
 
 
 @pytest.mark.parametrize(
@@ -240,14 +354,14 @@ def test_nothing_is_said_of_what_is_not_known(tmp_path: Path) -> None:
 
 def test_a_control_group_leaves_its_limit_less_what_is_not_only_cached(tmp_path: Path) -> None:
     limit, used, stat = (tmp_path / name for name in ("max", "current", "stat"))
-    assert memory._left(limit, used, stat) == math.inf
+    assert host._left(limit, used, stat) == math.inf
     write_text(limit, "max\n")
     write_text(used, "700\n")
     write_text(stat, "anon 500\ninactive_file 150\nactive_file 50\n")
-    assert memory._left(limit, used, stat) == math.inf
+    assert host._left(limit, used, stat) == math.inf
     write_text(limit, "1000\n")
-    assert memory._left(limit, used, stat) == 1000 - 700 + 200
-    assert 0 < memory.free_on_host() < math.inf
+    assert host._left(limit, used, stat) == 1000 - 700 + 200
+    assert 0 < host.free_on_host() < math.inf
 
 
 def test_a_stage_names_the_section_whose_settings_would_help() -> None:

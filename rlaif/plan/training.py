@@ -19,7 +19,8 @@ from rlaif.stages.train_dpo import DPOConfig
 from rlaif.stages.train_rl import RLConfig
 from rlaif.stages.train_rm import RewardModelConfig
 from rlaif.stages.train_sft import SFTConfig
-from rlaif.train.memory import Work, needs, read_model
+from rlaif.train.memory import Work, needs
+from rlaif.train.shapes import read_model
 
 Section = SFTConfig | RewardModelConfig | DPOConfig | RLConfig
 PARTS = {"train-sft": "sft", "train-rm": "reward_model", "train-dpo": "dpo", "train-rl": "rl"}

@@ -23,7 +23,7 @@ from rlaif.judge.panel import Panel
 from rlaif.models.client import Bill
 from rlaif.models.pool import weights_identity
 from rlaif.progress import progress, say
-from rlaif.stages._training import Steps, make_once, start_weights
+from rlaif.stages._training import Steps, make_once, settings_of, start_weights
 from rlaif.train.rl_settings import Measure, RLSettings, require_trl
 from rlaif.types import Prompt, Record, Response
 from rlaif.workspace import STAMP, Workspace
@@ -201,7 +201,7 @@ def _fit(
                 findings[finding.kind] = finding
                 say(f"alarm ({finding.kind}) at step {finding.step}: {finding.text}")
 
-    with interruptible(), Steps("rl training", "steps") as on_step:
+    with settings_of("rl"), interruptible(), Steps("rl training", "steps") as on_step:
         result = train_rl(
             weights,
             str(work.reward_model),

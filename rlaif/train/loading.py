@@ -20,7 +20,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from rlaif.errors import SetupError
-from rlaif.train.memory import free_on_host
+from rlaif.train.host import free_on_host
 from rlaif.train.settings import Precision, check_directory
 
 HEAD = "score.weight"

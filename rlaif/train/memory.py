@@ -5,52 +5,33 @@ Parameters, gradients and AdamW's moments are counted exactly. What a step holds
 pass is estimated for decoders of Llama's kind, and was within a tenth of what autograd kept; of
 others it is unknown and taken for nothing. The allocator takes more than is held: on a host up to
 2.4 times that (benchmarks/RESULTS.md); on accelerators it was not measured. So there are two
-figures, `least` and `most`: only the first refuses a training, the second warns.
+figures, `least` and `most`: only the first refuses a training, the second warns. What several
+processes take was worked out, and not measured on accelerators.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rlaif.errors import SetupError
+from rlaif.train.fits import Help, largest_that_fits, verdict
+from rlaif.train.rl_settings import RLSettings
 from rlaif.train.settings import LoraSettings, TrainSettings
+from rlaif.train.shapes import Model, matrices, parameters, read_model
 
-OFF = 0.1
-"""What a step holds may be less than estimated by so much, as a share of the whole: a training is
-refused only where even that would be too much."""
 SLACK = 2.5
 """Bytes taken from the machine for a byte that a step holds, at most: allocators keep pieces."""
 STATES_SLACK = 1.1
 """The same for a byte of weights, gradients and moments."""
 LOGITS_AT_ONCE = 2**26
 """Logits held at once, in float32 a quarter of a GiB."""
-FLOATS = {"F64", "F32", "F16", "BF16"}
 FLOAT32 = 4
 MOMENTS = 2 * FLOAT32
 """Bytes of AdamW's two moments of a trained parameter."""
-CGROUPS = (
-    tuple(Path("/sys/fs/cgroup") / f for f in ("memory.max", "memory.current", "memory.stat")),
-    tuple(
-        Path("/sys/fs/cgroup/memory") / f
-        for f in ("memory.limit_in_bytes", "memory.usage_in_bytes", "memory.stat")
-    ),
-)
-"""Limit, use and its parts, of control groups of version 2 and of version 1, seen from inside."""
-HEADS = ("lm_head.weight", "score.weight")
-
-
-class Model(NamedTuple):
-    """What the files of a model tell of it."""
-
-    shapes: Mapping[str, tuple[int, ...]]
-    """Of each tensor in its files."""
-    config: Mapping[str, Any]
-    """config.json; of a model of several parts that of its text."""
 
 
 class Work(NamedTuple):
@@ -64,122 +45,101 @@ class Work(NamedTuple):
     """Tokens of the longest prompt and response, which are never divided."""
 
 
+class Processes(NamedTuple):
+    """Those that train together."""
+
+    number: int = 1
+    sharded: bool = False
+    """FSDP: weights, gradients and moments are divided; else each process has all of them."""
+    on_host: bool = True
+    """All take of one memory, the machine's; else each has a device of its own."""
+
+    @property
+    def sharers(self) -> int:
+        """How many take of one memory."""
+        return self.number if self.on_host else 1
+
+
+ALONE = Processes()
+
+
 class Needs(NamedTuple):
-    """Bytes of a training at its peak."""
+    """Bytes of a training's process at its peak."""
 
     weights: int
     trained: int
     """Gradients, the largest of them twice where it is added to another, and AdamW's moments."""
     step: float | None
     """Activations of the tokens computed at once; None: the architecture is not known."""
+    aside: int = 0
+    """What is held at another time than a step: whole weights before they are divided, or what is
+    put together for a checkpoint."""
 
     @property
     def least(self) -> float:
         """What is held."""
-        return self.weights + self.trained + (self.step or 0.0)
+        return self.weights + self.trained + max(self.step or 0.0, self.aside)
 
     @property
     def most(self) -> float:
         """What is taken from the machine."""
-        return STATES_SLACK * (self.weights + self.trained) + SLACK * (self.step or 0.0)
-
-
-def read_model(folder: Path) -> Model | None:
-    """None where the folder does not say: no folder of its own (a hub name), other files than
-    safetensors, weights that are not floating-point numbers."""
-    if not (folder / "config.json").is_file():
-        return None
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    else:
-        names = {"model.safetensors"}
-    shapes: dict[str, tuple[int, ...]] = {}
-    for name in names:
-        header = _header(folder / name)
-        if header is None or any(entry["dtype"] not in FLOATS for entry in header.values()):
-            return None
-        shapes |= {tensor: tuple(entry["shape"]) for tensor, entry in header.items()}
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    return Model(shapes, config.get("text_config", config))
-
-
-def _header(file: Path) -> dict[str, Any] | None:
-    if not file.is_file():
-        return None
-    with file.open("rb") as f:
-        start = f.read(8)
-        if len(start) < 8:
-            return None
-        (size,) = struct.unpack("<Q", start)
-        if size > file.stat().st_size:
-            return None
-        header: dict[str, Any] = json.loads(f.read(size))
-    header.pop("__metadata__", None)
-    return header
-
-
-def parameters(
-    model: Model, lora: LoraSettings | None, *, reward: bool, members: int = 1
-) -> tuple[int, int]:
-    """All parameters of the model as it is trained, and those of them that are trained.
-
-    `reward`: with a score head in place of the one for tokens. `members` of an ensemble are heads,
-    or, with `lora`, trained one after the other.
-    """
-    body = sum(
-        math.prod(shape)
-        for name, shape in model.shapes.items()
-        if not name.endswith((*HEADS, "inv_freq"))
-    )
-    head = _hidden(model) * (1 if lora else members) if reward else _token_head(model)
-    if lora is None:
-        return body + head, body + head
-    adapters = sum(lora.rank * sum(shape) for shape in _matrices(model, lora.targets))
-    # A new head is trained whole, and peft keeps the one that it replaces.
-    trained = adapters + (head if reward else 0)
-    return body + head + trained, trained
-
-
-def _token_head(model: Model) -> int:
-    tied = model.config.get("tie_word_embeddings", False)
-    return sum(
-        math.prod(shape)
-        for name, shape in model.shapes.items()
-        if name.endswith("lm_head.weight") and not tied
-    )
-
-
-def _hidden(model: Model) -> int:
-    hidden: int = model.config["hidden_size"]
-    return hidden
-
-
-def _matrices(model: Model, targets: Sequence[str] = ("all-linear",)) -> Iterator[tuple[int, ...]]:
-    """Shapes of the body's linear layers, or of those that `LoraSettings.targets` names."""
-    for name, shape in model.shapes.items():
-        layer = name.removesuffix(".weight").rsplit(".", 1)[-1]
-        embedding = "embed" in name or layer in ("wte", "wpe")
-        if len(shape) != 2 or embedding or name.endswith(HEADS):
-            continue
-        if targets == ("all-linear",) or layer in targets:
-            yield shape
+        states = STATES_SLACK * (self.weights + self.trained + self.aside)
+        return states + SLACK * (self.step or 0.0)
 
 
 def needs(
-    model: Model, settings: TrainSettings, work: Work, *, reward: bool, members: int = 1
+    model: Model,
+    settings: TrainSettings,
+    work: Work,
+    *,
+    reward: bool,
+    members: int = 1,
+    processes: Processes = ALONE,
 ) -> Needs:
-    """What training the model so takes."""
+    """What each of the processes takes that train the model so."""
     every, trained = parameters(model, settings.lora, reward=reward, members=members)
-    largest = 0 if settings.lora else max(map(math.prod, model.shapes.values()))
-    return Needs(
+    found = Needs(
         weights=FLOAT32 * every,
-        trained=(FLOAT32 + MOMENTS) * trained + FLOAT32 * largest,
-        step=_step(model, settings, work, reward=reward),
+        trained=states(model, settings.lora, trained),
+        step=step_bytes(model, settings, work, reward=reward),
+    )
+    n = processes.number
+    if n == 1:
+        return found
+    if not processes.sharded:
+        # DDP adds gradients up in buckets, which are another copy.
+        return found._replace(trained=found.trained + FLOAT32 * trained)
+    divided = found._replace(weights=found.weights // n, trained=found.trained // n)
+    before = found.weights - divided.weights - divided.trained
+    # The first process puts weights and moments together, on the host.
+    whole = (found.weights + MOMENTS * trained) // n if processes.on_host else 0
+    return divided._replace(
+        step=(found.step or 0.0) + _gathered(model, every, settings.lora is None),
+        aside=max(before, whole, 0),
     )
 
 
-def _step(model: Model, settings: TrainSettings, work: Work, *, reward: bool) -> float | None:
+def states(model: Model, lora: LoraSettings | None, trained: int) -> int:
+    """Bytes of gradients and AdamW's moments."""
+    largest = 0 if lora else max(map(math.prod, model.shapes.values()))
+    return (FLOAT32 + MOMENTS) * trained + FLOAT32 * largest
+
+
+def _gathered(model: Model, every: int, whole: bool) -> int:
+    """Bytes of weights that FSDP puts together for a pass: those outside of the layers, a layer's
+    with the next one's, and the buffer that they come in; and the same of their gradients."""
+    layers: Counter[str] = Counter()
+    for name, shape in model.shapes.items():
+        if found := re.match(r"(.+?\.\d+)\.", name):
+            layers[found[1]] += math.prod(shape)
+    outside, largest = every - layers.total(), max(layers.values(), default=0)
+    unit = max(outside, largest)
+    return FLOAT32 * (outside + 2 * largest + unit + (2 * unit if whole else 0))
+
+
+def step_bytes(
+    model: Model, settings: TrainSettings | RLSettings, work: Work, *, reward: bool
+) -> float | None:
     """Bytes that are held for the backward pass of `work`."""
     config = model.config
     known = {"hidden_size", "num_hidden_layers", "intermediate_size", "num_attention_heads"}
@@ -207,7 +167,7 @@ def _step(model: Model, settings: TrainSettings, work: Work, *, reward: bool) ->
     found = float(work.tokens * held)
     if size < FLOAT32:
         # The matrices once more, in that precision.
-        found += size * sum(math.prod(shape) for shape in _matrices(model))
+        found += size * sum(math.prod(shape) for shape in matrices(model))
     if not reward:
         # The logits, their logarithms of shares and the gradient.
         vocabulary = config["vocab_size"]
@@ -223,91 +183,56 @@ def check(
     *,
     reward: bool,
     members: int = 1,
+    processes: Processes = ALONE,
 ) -> str | None:
-    """What to warn of where training the model in `folder` may not fit into `free` bytes; None
-    where it fits, or where nothing is known. Raises SetupError, with the settings that would make
-    it fit, where it cannot."""
+    """What to warn of where training the model in `folder` may not fit into `free` bytes, of the
+    machine or of each device; None where it fits, or where nothing is known. `work` is a process's.
+    Raises SetupError, with the settings that would make it fit, where it cannot."""
     model = read_model(folder)
     if model is None:
         return None
 
-    def most(settings: TrainSettings, work: Work) -> float:
-        return needs(model, settings, work, reward=reward, members=members).most
+    def figures(plan: Plan) -> tuple[float, float]:
+        settings, work, processes = plan
+        found = needs(model, settings, work, reward=reward, members=members, processes=processes)
+        return processes.sharers * found.least, processes.sharers * found.most
 
-    found = needs(model, settings, work, reward=reward, members=members)
-    if found.most <= free:
-        return None
-    fix = _fix(settings, work, free, most)
-    told = f"training takes about {size(found.least)} to {size(found.most)} of memory"
-    if found.least * (1 - OFF) > free:
-        raise SetupError(f"{told}, and {size(free)} are free", fix=fix)
-    return f"{told}, and {size(free)} are free; if it does not fit, {fix}"
+    where = ""
+    if processes.number > 1:
+        where = f" in {processes.number} processes" if processes.on_host else " on each device"
+    return verdict(Plan(settings, work, processes), figures, _helps, free, where)
 
 
-def _fix(
-    settings: TrainSettings, work: Work, free: float, most: Callable[[TrainSettings, Work], float]
-) -> str:
-    """The settings that make it fit: each that does so by itself, or else all of them."""
-    fewer = [2**n for n in range(13, 8, -1) if work.longest <= 2**n < work.tokens]
-    helps: list[tuple[str, dict[str, Any], Work]] = []
+class Plan(NamedTuple):
+    """What can be changed in a training to make it fit."""
+
+    settings: TrainSettings
+    work: Work
+    processes: Processes
+
+    def changed(self, **changes: Any) -> Plan:
+        return self._replace(settings=self.settings.model_copy(update=changes))
+
+
+def _helps(plan: Plan, fits: Callable[[Plan], bool]) -> list[Help[Plan]]:
+    settings, work, processes = plan
+    helps: list[Help[Plan]] = []
     if settings.lora is None:
-        helps.append(("lora: {}", {"lora": LoraSettings()}, work))
+        helps.append(("lora: {}", lambda p: p.changed(lora=LoraSettings())))
     if not settings.gradient_checkpointing:
-        on: dict[str, Any] = {"gradient_checkpointing": True}
-        helps.append(("gradient_checkpointing: true", on, work))
-    for tokens in fewer:
+        helps.append(
+            ("gradient_checkpointing: true", lambda p: p.changed(gradient_checkpointing=True))
+        )
+    fewer = [2**n for n in range(13, 8, -1) if work.longest <= 2**n < work.tokens]
+
+    def of_tokens(tokens: int) -> Help[Plan]:
         less = Work(tokens, min(work.width, tokens), work.longest)
-        if most(settings, less) <= free or tokens == fewer[-1]:
-            helps.append((f"tokens_at_once: {tokens}", {"tokens_at_once": tokens}, less))
-            break
+        return f"tokens_at_once: {tokens}", lambda p: p._replace(work=min(less, p.work))
+
+    helps += largest_that_fits(plan, map(of_tokens, fewer), fits)
     if settings.dtype == "float32":
-        helps.append(("dtype: bfloat16", {"dtype": "bfloat16"}, work))
-
-    alone = [
-        told
-        for told, changes, less in helps
-        if most(settings.model_copy(update=changes), less) <= free
-    ]
-    if alone:
-        return f"set {' or '.join(alone)}"
-    together: list[str] = []
-    for told, changes, less in helps:
-        before = most(settings, work)
-        changed, smaller = settings.model_copy(update=changes), min(work, less)
-        if most(changed, smaller) < before:
-            together.append(told)
-            settings, work = changed, smaller
-        if most(settings, work) <= free:
-            return f"set {', '.join(together[:-1])} and {together[-1]} together"
-    return "take a smaller base model, or a machine with more memory"
-
-
-def free_on_host() -> float:
-    """Bytes that this machine, or the control group that the process lives in, still gives;
-    infinite where Linux does not say."""
-    free = math.inf
-    told = Path("/proc/meminfo")
-    if told.is_file():
-        fields = dict(line.split(":", 1) for line in told.read_text().splitlines())
-        free = int(fields["MemAvailable"].split()[0]) * 1024
-    return min(free, *(_left(*files) for files in CGROUPS))
-
-
-def _left(limit: Path, used: Path, stat: Path) -> float:
-    """What a control group's limit leaves, where files that are only cached give way."""
-    if not (limit.is_file() and used.is_file() and stat.is_file()):
-        return math.inf
-    most = limit.read_text().strip()
-    if most == "max":
-        return math.inf
-    fields = dict(line.split() for line in stat.read_text().splitlines())
-    cached = int(fields.get("inactive_file", 0)) + int(fields.get("active_file", 0))
-    return int(most) - int(used.read_text()) + cached
-
-
-def size(count: float) -> str:
-    """Bytes for people."""
-    for unit, name in ((1e9, "GB"), (1e6, "MB")):
-        if count >= unit:
-            return f"{count / unit:.1f} {name}"
-    return f"{count / 1e3:.0f} kB"
+        helps.append(("dtype: bfloat16", lambda p: p.changed(dtype="bfloat16")))
+    if processes.number > 1 and not processes.sharded:
+        divided = processes._replace(sharded=True)
+        helps.append(("launch: fsdp", lambda p: p._replace(processes=divided)))
+    return helps

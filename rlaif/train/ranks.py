@@ -41,6 +41,11 @@ def summed(figures: Mapping[str, float]) -> dict[str, float]:
     return {name: sum(those.get(name, 0.0) for those in of_each) for name in names}
 
 
+def least(value: float) -> float:
+    """The least of the processes' values, as soon as all of them have told theirs."""
+    return value if world() == 1 else float(min(gather_object([value])))
+
+
 def own(weight: torch.Tensor) -> torch.Tensor:
     """The part of a weight that this process holds."""
     return weight.to_local() if isinstance(weight, DTensor) else weight

@@ -41,11 +41,13 @@ from rlaif.train.checkpoints import (
     stamp_of,
     steps_of,
 )
+from rlaif.train.ensemble import adapter_folders
 from rlaif.train.fitting import OnLog, OnStep, kept_folder
-from rlaif.train.loading import gives_memory_back, load_tokenizer, pad_id, quiet
+from rlaif.train.loading import free_memory, gives_memory_back, load_tokenizer, pad_id, quiet
 from rlaif.train.lora import Adapted
 from rlaif.train.rl_answers import AnswerReader, Answers, BudgetSpent, Grader, opening_ids
-from rlaif.train.rl_settings import Measure, RLSettings, figures
+from rlaif.train.rl_memory import check_rl
+from rlaif.train.rl_settings import Measure, RLSettings, at_once, figures
 from rlaif.train.saving import check_target
 from rlaif.train.scale import RewardScale
 from rlaif.train.scoring import load_policy
@@ -117,8 +119,10 @@ def train_rl(
     check_target(out)
     set_seed(seed)
     tokenizer = load_tokenizer(base)
+    lengths = [len(opening_ids(tokenizer, prompt)) for prompt in prompts]
+    _check_memory(base, [reward_model, held_out], lengths, settings, on_log)
     model, adapted = load_policy(base), None
-    kept = _fitting(model, tokenizer, prompts, settings)
+    kept = _fitting(model, prompts, lengths, settings)
     if len(kept) < len(prompts):
         on_log(f"{len(prompts) - len(kept)} prompts are too long for the model and are left out")
     own_generation = model.generation_config
@@ -266,8 +270,6 @@ def _trainer(
     reader: AnswerReader, settings: RLSettings, seed: int, folder: Path, on_step: OnStep
 ) -> _RLOO | _GRPO:
     answers = settings.batch_prompts * settings.samples
-    # Parts of a step are all of one size.
-    at_once = max(n for n in range(1, settings.answers_at_once + 1) if answers % n == 0)
     accelerated = torch.accelerator.is_available()
     arguments: dict[str, Any] = {
         "output_dir": str(folder),
@@ -275,8 +277,8 @@ def _trainer(
         "learning_rate": settings.learning_rate,
         "lr_scheduler_type": "constant",
         "max_grad_norm": settings.max_grad_norm,
-        "per_device_train_batch_size": at_once,
-        "gradient_accumulation_steps": answers // at_once,
+        "per_device_train_batch_size": at_once(settings),
+        "gradient_accumulation_steps": answers // at_once(settings),
         "num_generations": settings.samples,
         "max_completion_length": settings.max_new_tokens,
         "temperature": settings.temperature,
@@ -341,14 +343,29 @@ def _generation(
     )
 
 
+def _check_memory(
+    base: str,
+    scorers: Sequence[str | None],
+    lengths: Sequence[int],
+    settings: RLSettings,
+    on_log: OnLog,
+) -> None:
+    """Raises SetupError where RL cannot be done in the memory that is free."""
+    folders = [Path(name).expanduser() for name in scorers if name is not None]
+    bodies = [(folder, 1 + len(adapter_folders(str(folder)))) for folder in folders]
+    told = check_rl(Path(base).expanduser(), bodies, settings, lengths, free_memory())
+    if told is not None:
+        on_log(f"memory may be short: {told}")
+
+
 def _fitting(
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Prompt],
+    lengths: Sequence[int],
     settings: RLSettings,
 ) -> list[Prompt]:
     limit = model.config.get_text_config().max_position_embeddings - settings.max_new_tokens
-    kept = [prompt for prompt in prompts if len(opening_ids(tokenizer, prompt)) <= limit]
+    kept = [p for p, length in zip(prompts, lengths, strict=True) if length <= limit]
     if len(kept) < settings.batch_prompts:
         raise SetupError(
             f"{len(kept)} of {len(prompts)} prompts leave room for an answer of "

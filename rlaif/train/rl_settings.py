@@ -99,6 +99,12 @@ def draws(prompts: int, settings: RLSettings) -> tuple[int, int]:
     return asked, max(settings.samples, -(-settings.normalise_on // asked))
 
 
+def at_once(settings: RLSettings) -> int:
+    """Answers in memory for a gradient: parts of a step are all of one size."""
+    answers = settings.batch_prompts * settings.samples
+    return max(n for n in range(1, settings.answers_at_once + 1) if answers % n == 0)
+
+
 def require_trl() -> None:
     """Raises SetupError that names the extra when TRL is not installed."""
     if importlib.util.find_spec("trl") is None:

@@ -29,8 +29,8 @@ from rlaif.train.loading import (
 )
 from rlaif.train.lora import Adapted
 from rlaif.train.loss import LIKELIHOOD, dpo_objective, reward_objective
-from rlaif.train.memory import Work, check
-from rlaif.train.ranks import rank, world
+from rlaif.train.memory import Processes, Work, check
+from rlaif.train.ranks import least, rank, sharded, world
 from rlaif.train.saving import check_target, written_whole
 from rlaif.train.scorers import (
     DPOScorer,
@@ -249,19 +249,24 @@ def _check_memory(
     reward: bool,
     members: int = 1,
 ) -> None:
-    """Raises SetupError where the base cannot be trained in the memory that is free. Of several
-    processes nothing is known."""
-    if world() > 1:
-        return
+    """Raises SetupError where the base cannot be trained in the memory that is free: in all
+    processes alike, before any of them loads it."""
     longest = sorted((group.packed_length for group in encoded.groups), reverse=True)
     single = max(group.longest for group in encoded.groups)
+    share = sum(longest[: settings.batch_groups]) // world()
     work = Work(
-        tokens=max(min(settings.tokens_at_once, sum(longest[: settings.batch_groups])), single),
+        tokens=max(min(settings.tokens_at_once, share), single),
         width=max(min(settings.tokens_at_once, longest[0]), single),
         longest=single,
     )
     told = check(
-        Path(base).expanduser(), settings, work, free_memory(), reward=reward, members=members
+        Path(base).expanduser(),
+        settings,
+        work,
+        least(free_memory()),
+        reward=reward,
+        members=members,
+        processes=Processes(world(), sharded(), device().type == "cpu"),
     )
     if told is not None:
         on_log(f"memory may be short: {told}")
