@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
 import warnings
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +25,7 @@ from trl import RewardConfig, RewardTrainer
 from rlaif.models.server import VLLMServer
 from rlaif.models.server_settings import ServerConfig
 from rlaif.train.reward_model import RewardModel
+from rlaif.train.scale import RewardScale, write_scale
 from rlaif.train.settings import LoraSettings, RewardSettings
 from rlaif.train.tiny import make_tiny
 from rlaif.train.training import train_reward_model
@@ -30,6 +39,7 @@ pytestmark = [
     pytest.mark.usefixtures("one_thread"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning"),
 ]
+HUB_MODEL = "someone/reward"
 PROMPT = "Why is the sky blue?"
 RESPONSES = ["Light scatters.", "I do not know, and I will not ask.", ""]
 LORA = LoraSettings(rank=4, alpha=8)
@@ -167,3 +177,75 @@ def test_a_real_vllm_gives_the_first_members_raw_score(rm: str, tmp_path: Path) 
     assert [one for one, _ in found] == pytest.approx(expected, abs=1e-2)
     assert [other for _, other in found] == pytest.approx(expected, abs=1e-2)
     assert max(expected) - min(expected) > 0.1
+
+
+class Hub(BaseHTTPRequestHandler):
+    """As much of a hub as a model is fetched from."""
+
+    folder: Path
+
+    def do_GET(self) -> None:
+        path = self.path.partition("?")[0]
+        files = [p for p in self.folder.rglob("*") if p.is_file()]
+        names = [str(p.relative_to(self.folder)) for p in files]
+        if path.startswith(f"/api/models/{HUB_MODEL}/tree/"):
+            listed = [
+                {"type": "file", "path": name, "size": p.stat().st_size, "oid": "0" * 40}
+                for name, p in zip(names, files, strict=True)
+            ]
+            self._answer(json.dumps([] if "chat_templates" in path else listed).encode())
+        elif path.startswith(f"/api/models/{HUB_MODEL}"):
+            told = {"id": HUB_MODEL, "sha": "f" * 40, "siblings": [{"rfilename": n} for n in names]}
+            self._answer(json.dumps(told).encode())
+        elif (name := path.removeprefix(f"/{HUB_MODEL}/resolve/").partition("/")[2]) in names:
+            self._answer((self.folder / name).read_bytes())
+        else:
+            self.send_response(404)
+            self.send_header("X-Error-Code", "EntryNotFound")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+    do_HEAD = do_GET
+
+    def _answer(self, body: bytes) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("ETag", f'"{hashlib.sha256(body).hexdigest()}"')
+        self.send_header("X-Repo-Commit", "f" * 40)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    def log_message(self, *args: Any) -> None:
+        pass
+
+
+def test_a_reward_model_of_a_hub_has_its_scale_and_all_its_members(rm: str, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(rm, tmp_path / "hub"))
+    write_scale(RewardScale(mean=(1, 2), std=(2, 1), responses=9, temperature=3.0), folder)
+    expected = RewardModel.load(folder).score(PROMPT, RESPONSES)
+    hub = ThreadingHTTPServer(("127.0.0.1", 0), type("Of", (Hub,), {"folder": folder}))
+    threading.Thread(target=hub.serve_forever, kwargs={"poll_interval": 0.02}).start()
+    code = (
+        "import json; from rlaif.train.reward_model import RewardModel;"
+        f"model = RewardModel.load({HUB_MODEL!r});"
+        f"print(json.dumps([model.scale.temperature, model.score({PROMPT!r}, {RESPONSES!r})]))"
+    )
+    environment = {
+        **os.environ,
+        "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}",
+        "HF_HOME": str(tmp_path / "cache"),
+        "OMP_NUM_THREADS": "1",
+    }
+    environment.pop("HF_HUB_OFFLINE", None)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, env=environment
+        )
+    finally:
+        hub.shutdown()
+        hub.server_close()
+    assert done.returncode == 0, done.stderr[-3000:]
+    temperature, scores = json.loads(done.stdout)
+    assert temperature == 3.0
+    assert [s[1] for s in scores] == [pytest.approx(s.members_M) for s in expected if s]

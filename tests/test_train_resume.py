@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -209,6 +210,17 @@ def test_the_figures_of_each_step_reach_tensorboard(tiny: str, tmp_path: Path) -
     events = EventAccumulator(str(tmp_path / "tensorboard" / "rm")).Reload()
     seen = [e.value for e in events.Scalars("train/loss")]
     assert seen == pytest.approx(result.losses)
+
+
+@pytest.mark.parametrize("tracker", ["wandb", "trackio"])
+def test_a_tracker_that_is_not_installed_is_one_line_before_anything_is_loaded(
+    tmp_path: Path, tracker: str
+) -> None:
+    if importlib.util.find_spec(tracker) is not None:
+        pytest.skip(f"{tracker} is installed")
+    with pytest.raises(SetupError) as e:
+        train("rm", "no such model", tmp_path / "rm", trackers=[tracker])
+    assert str(e.value) == f"trackers: {tracker} is not installed (pip install {tracker})"
 
 
 def test_settings_that_only_say_how_to_compute_leave_a_training_what_it_is() -> None:

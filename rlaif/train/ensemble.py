@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel
 
-from rlaif.train.loading import load_reward
+from rlaif.train.loading import beside_weights, load_reward
 
 MEMBERS = "members"
 HEADS = f"{MEMBERS}/heads.safetensors"
@@ -44,9 +44,9 @@ def save_heads(model: PreTrainedModel, folder: Path) -> None:
     model.score = first
 
 
-def adapter_folders(folder: str) -> list[Path]:
+def adapter_folders(folder: Path) -> list[Path]:
     """The members of a reward model's folder that are adapters, without its first."""
-    found = (Path(folder) / MEMBERS).glob("*/adapter_config.json")
+    found = (folder / MEMBERS).glob("*/adapter_config.json")
     return sorted((path.parent for path in found), key=lambda path: int(path.name))
 
 
@@ -54,14 +54,17 @@ def load_members(folder: str, pad_token_id: int) -> list[PreTrainedModel]:
     """All members, in order: one model with all heads, or one model for each member."""
     return [
         load_heads(folder, pad_token_id),
-        *(load_adapters(member, pad_token_id) for member in adapter_folders(folder)),
+        *(
+            load_adapters(member, pad_token_id)
+            for member in adapter_folders(beside_weights(folder))
+        ),
     ]
 
 
 def load_heads(folder: str, pad_token_id: int) -> PreTrainedModel:
     """The folder's plain model, with all heads where it has several."""
     model = load_reward(folder, pad_token_id, new_head=False)
-    path = Path(folder) / HEADS
+    path = beside_weights(folder) / HEADS
     if path.is_file():
         weight_MH = load_file(path)["weight"]
         head: Any = model.score

@@ -14,7 +14,6 @@ from transformers import PreTrainedTokenizerBase, TrainerState, TrainingArgument
 from transformers.integrations.integration_utils import TensorBoardCallback
 from transformers.trainer import TRAINER_STATE_NAME
 
-from rlaif.errors import SetupError
 from rlaif.files import disk_errors
 from rlaif.train.checkpoints import (
     check_finite,
@@ -161,10 +160,7 @@ def _arguments(settings: TrainSettings, seed: int, kept: Path) -> TrainingArgume
 
 
 def _tensorboard(out: Path) -> TensorBoardCallback:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as e:
-        raise SetupError(
-            "tensorboard is not installed", field="trackers", fix="pip install tensorboard"
-        ) from e
+    # Only there where it is installed.
+    from torch.utils.tensorboard import SummaryWriter
+
     return TensorBoardCallback(SummaryWriter(out.parent / "tensorboard" / out.name))  # type: ignore

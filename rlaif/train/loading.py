@@ -7,9 +7,11 @@ import functools
 import gc
 import logging
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import torch
+from huggingface_hub import snapshot_download
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -180,6 +182,16 @@ def _load(auto: Any, name: str, kind: str, **settings: Any) -> tuple[PreTrainedM
     module: torch.nn.Module = model
     module.to(device())
     return model, sorted(info["missing_keys"])
+
+
+def beside_weights(name: str) -> Path:
+    """The folder of what `rlaif` writes beside a reward model's weights: what its scores mean, and
+    its other members. Of a hub name it is fetched. Raises SetupError where that cannot be."""
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    with quiet(), _one_line(name):
+        return Path(snapshot_download(name, allow_patterns=["reward.json", "members/*"]))
 
 
 @contextlib.contextmanager

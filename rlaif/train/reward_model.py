@@ -119,7 +119,7 @@ class RewardModel:
                 field="how",
                 fix="leave it out; reward_model.members=4 trains an ensemble",
             )
-        scale = read_scale(Path(name))
+        scale = read_scale(loading.beside_weights(name))
         if scale is None:
             on_log(f"{name}: no reward.json says what its scores mean; they are raw")
         elif len(scale.mean) != heads:

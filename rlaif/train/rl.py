@@ -352,7 +352,7 @@ def _check_memory(
 ) -> None:
     """Raises SetupError where RL cannot be done in the memory that is free."""
     folders = [Path(name).expanduser() for name in scorers if name is not None]
-    bodies = [(folder, 1 + len(adapter_folders(str(folder)))) for folder in folders]
+    bodies = [(folder, 1 + len(adapter_folders(folder))) for folder in folders]
     told = check_rl(Path(base).expanduser(), bodies, settings, lengths, free_memory())
     if told is not None:
         on_log(f"memory may be short: {told}")

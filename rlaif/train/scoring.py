@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -70,7 +71,7 @@ def score_members(
         return [[None if v is None else v.reshape(-1).tolist() for v in row] for row in rows]
 
     found = of(load_heads(model_dir, pad_id(tokenizer)))
-    for folder in adapter_folders(model_dir):
+    for folder in adapter_folders(Path(model_dir)):
         more = of(load_adapters(folder, pad_id(tokenizer)))
         for row, more_row in zip(found, more, strict=True):
             for scores_M, score_1 in zip(row, more_row, strict=True):

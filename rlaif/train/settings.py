@@ -59,7 +59,8 @@ class TrainSettings(Record):
     checkpoint_minutes: float = Field(default=10.0, gt=0.0)
     """How often to keep what a killed training goes on from."""
     trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
-    """What else is told of each step; TensorBoard's files go to tensorboard/ in the run."""
+    """What else is told of each step. TensorBoard's files go to tensorboard/ in the run, wandb's to
+    wandb/ where rlaif runs, Trackio's to its own cache."""
 
     @field_validator("launch")
     @classmethod
@@ -157,6 +158,15 @@ def check_directory(name: str) -> None:
         if (inside / "config.json").is_file()
         else "give a directory that save_pretrained wrote, or a hub name",
     )
+
+
+def require_trackers(settings: TrainSettings) -> None:
+    """Raises SetupError for a tracker that is not installed."""
+    for name in settings.trackers:
+        if importlib.util.find_spec(name) is None:
+            raise SetupError(
+                f"{name} is not installed", field="trackers", fix=f"pip install {name}"
+            )
 
 
 def require_torch() -> None:

@@ -41,7 +41,13 @@ from rlaif.train.scorers import (
     score_groups,
 )
 from rlaif.train.scoring import load_policy
-from rlaif.train.settings import DPOSettings, PreferenceSettings, RewardSettings, TrainSettings
+from rlaif.train.settings import (
+    DPOSettings,
+    PreferenceSettings,
+    RewardSettings,
+    TrainSettings,
+    require_trackers,
+)
 from rlaif.train.sft import SFTExample
 from rlaif.types import PreferenceGroup
 
@@ -69,6 +75,7 @@ def train_reward_model(
     trainable comparison or an unwritable `out`, and TrainingDiverged for a loss that is not finite.
     """
     check_target(out)
+    require_trackers(settings)
     if settings.launch is not None:
         return launched(base, settings, seed, out, on_step, on_log, groups=groups)
     tokenizer = load_tokenizer(base)
@@ -174,6 +181,7 @@ def train_dpo(
     """
     began = time.monotonic()
     check_target(out)
+    require_trackers(settings)
     if settings.launch is not None:
         return launched(
             base, settings, seed, out, on_step, on_log, groups=groups, references=references
@@ -222,6 +230,7 @@ def train_sft(
     """
     began = time.monotonic()
     check_target(out)
+    require_trackers(settings)
     if settings.launch is not None:
         return launched(base, settings, seed, out, on_step, on_log, examples=examples)
     set_seed(seed)
