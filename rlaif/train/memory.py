@@ -6,7 +6,7 @@ pass is estimated for decoders of Llama's kind, and was within a tenth of what a
 others it is unknown and taken for nothing. The allocator takes more than is held: on a host up to
 2.4 times that (benchmarks/RESULTS.md); on accelerators it was not measured. So there are two
 figures, `least` and `most`: only the first refuses a training, the second warns. What several
-processes take was worked out, and not measured on accelerators.
+processes take was measured on a host alone.
 """
 
 from __future__ import annotations
