@@ -247,4 +247,5 @@ def calibrated(of: ArmAccuracy) -> str:
     if found is None:
         return "no data"
     after = "" if found.scaled is None else f" → {number(found.scaled.ece)}"
-    return f"{number(found.raw.ece)}{after} (T {number(found.temperature)})"
+    t = "none fits" if found.temperature is None else number(found.temperature)
+    return f"{number(found.raw.ece)}{after} (T {t})"
