@@ -583,6 +583,13 @@ def test_a_certificate_of_a_silent_judge_has_a_page(tmp_path: Path) -> None:
     assert "nan" not in page.lower().split()
 
 
+def test_a_certificate_of_a_judge_that_no_temperature_fits_has_a_page(tmp_path: Path) -> None:
+    # Right on every pair.
+    write_certificate(certificate(of([row(n) for n in range(4)])), tmp_path)
+    page = (tmp_path / "certificate.html").read_text(encoding="utf-8")
+    assert "of all pairs none is likeliest" in page
+
+
 def test_a_dot_of_the_plot_stands_where_its_bin_does(tmp_path: Path) -> None:
     # Sure to 75 % and right on 3 of 4: half way to the right, a quarter of the way down.
     rows = [row(n, 1.0, 0.75 if n else 0.25) for n in range(4)]
