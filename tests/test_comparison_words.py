@@ -42,6 +42,12 @@ def test_arms_that_are_alike_are_said_to_be_so() -> None:
     )
 
 
+def test_what_no_difference_could_show_is_said() -> None:
+    assert "No difference is so large that 80 % of such comparisons find it." in words(
+        estimated(0.0, 0.4)
+    )
+
+
 def test_arms_that_are_alike_and_still_differ_are_said_to_do_both() -> None:
     said = words(estimated(-0.025, 0.01))
     assert (

@@ -19,6 +19,7 @@ from planted_study import (
     verdict,
 )
 
+from rlaif.errors import SetupError
 from rlaif.evaluate.overoptimization import kl_of_best_of
 from rlaif.evaluate.study import KINDS, Difference, StudyReport
 from rlaif.evaluate.study_data import StudyData
@@ -125,6 +126,15 @@ def test_labels_by_hand() -> None:
     assert apart.confidence == pytest.approx(0.8)
 
 
+def test_the_examples_are_those_of_which_the_judge_was_surest() -> None:
+    data = by_hand()
+    p_first = {"test-0": 0.3, "test-1": 0.05, "test-2": 0.2, "test-3": 0.05, "train-0": 0.99}
+    found = study_report(
+        data._replace(comparisons=[comparison(name, p) for name, p in p_first.items()])
+    ).labels
+    assert [d.prompt_id for d in found.surest] == ["test-1", "test-3", "test-2"]
+
+
 def test_a_pair_that_the_judge_was_not_asked_about_is_counted() -> None:
     data = by_hand()
     found = study_report(data._replace(comparisons=data.comparisons[:4])).labels
@@ -149,6 +159,16 @@ def test_a_pair_that_one_model_could_not_score_is_left_out_for_all() -> None:
     assert (report.held_out.pairs, report.held_out.left_out) == (3, 1)
     assert accuracy(report, "dpo", "human") == (1.0, (1.0, 1.0))
     assert accuracy(report, "reward_model", "human")[1] == pytest.approx((1.0, 2 / 3))
+
+
+def test_pairs_that_are_all_too_long_are_a_mistake_of_the_config() -> None:
+    data = by_hand()
+    long: dict[str, list[float | None]] = {
+        i: [None, None] for i in data.units["dpo", "human", 0].scores
+    }
+    with pytest.raises(SetupError, match="every held-out pair has an answer too long") as refused:
+        study_report(data._replace(units=given(data.units, {("dpo", "human", 0): long})))
+    assert refused.value.field == "reward_model.max_length"
 
 
 def test_what_a_policy_says_by_hand() -> None:

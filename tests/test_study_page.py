@@ -34,7 +34,15 @@ write_study(report, Path(sys.argv[2]))
 @pytest.fixture(scope="module")
 def report() -> StudyReport:
     data = planted(Plan(shares=CURVE, compared_by="openai/gpt-5"))
-    evil = [g.model_copy(update={"responses": (EVIL, EVIL + "!")}) for g in data.groups]
+    evil = [
+        g.model_copy(
+            update={
+                "responses": (EVIL, EVIL + "!"),
+                "prompt": g.prompt.model_copy(update={"tags": ("one | two", "<b>")}),
+            }
+        )
+        for g in data.groups
+    ]
     return study_report(data._replace(groups=evil))
 
 
@@ -123,7 +131,7 @@ def test_the_page_is_well_formed_and_its_tables_are_rectangular(folder: Path) ->
     for rows in page.tables:
         assert len(set(rows)) == 1
         assert rows[0] <= 8
-    assert not {"script", "link", "img", "iframe"} & page.seen
+    assert not {"script", "link", "img", "iframe", "b"} & page.seen
 
 
 def test_what_a_response_says_is_neither_tag_nor_markdown(folder: Path) -> None:

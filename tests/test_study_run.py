@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,9 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from rlaif.callstore import CallStore
+from rlaif.errors import SetupError
+from rlaif.evaluate.study_data import StudyData, StudySettings, read_study
 from rlaif.files import read_jsonl
 from rlaif.recipe import KINDS, StudyConfig, execute_study, load_as
 from rlaif.types import Response
@@ -152,6 +156,65 @@ def test_the_main_sentences_and_the_place_of_the_report_are_told(study: Twice) -
     assert told[0].startswith("warning: fake/longer, which compares the policies, is of the family")
     assert told[-1] == f"report: {study.out / 'study.html'}"
     assert any("ai_soft less human" in line for line in told)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("arms/human-0/dpo/scores.json", "is not there"),
+        ("arms/ai_soft-1/reward_model/trained.json", "is not there"),
+        ("arms/start/answers.jsonl", "is not there"),
+        ("parts/evaluation.json", "is not there"),
+    ],
+)
+def test_a_folder_that_lacks_something_is_told_of_it(
+    study: Twice, tmp_path: Path, name: str, said: str
+) -> None:
+    folder = Path(shutil.copytree(study.out, tmp_path / "run"))
+    (folder / name).unlink()
+    with pytest.raises(SetupError, match=said) as refused:
+        read(folder)
+    assert refused.value.file == folder / name
+    assert "run the study again" in refused.value.fix
+
+
+def test_scores_of_other_responses_are_refused(study: Twice, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(study.out, tmp_path / "run"))
+    path = folder / "arms" / "human-0" / "dpo" / "scores.json"
+    scores = json.loads(path.read_text())
+    name = next(iter(scores))
+    path.write_text(json.dumps({**scores, name: [0.0]}))
+    with pytest.raises(SetupError, match=f"{name} has 1 scores, not 2"):
+        read(folder)
+    path.write_text("{")
+    with pytest.raises(SetupError, match="cannot be read"):
+        read(folder)
+
+
+def read(folder: Path) -> StudyData:
+    settings = StudySettings(
+        name="read",
+        description="",
+        seed=0,
+        policy="embedded/tiny-random",
+        arms=("human", "ai_soft", "noise_matched"),
+        seeds=2,
+        shares=(),
+        margin=0.05,
+        tie_margin=0.01,
+        usd_per_human_label=None,
+        labelling=[None],
+        evaluating=[None],
+    )
+    with CallStore(folder / "calls.sqlite") as store:
+        return read_study(folder, settings, store)
+
+
+def test_a_price_that_is_not_known_is_no_price_of_nothing(study: Twice) -> None:
+    found = read(study.out)
+    assert found.labelling.usd is None
+    assert found.labelling.calls == study.first.report["cost"]["labelling"]["calls"]
+    assert study.first.report["cost"]["labelling"]["usd"] == 0.0
 
 
 def test_a_study_killed_while_it_trains_comes_to_the_same_report(

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import special
 
+from rlaif.errors import SetupError
 from rlaif.evaluate.calibration import calibration
 from rlaif.evaluate.estimates import Array, arm_difference, arm_mean, clustered
 from rlaif.evaluate.metrics import agreement, longer_wins, pair_accuracy
@@ -51,7 +52,7 @@ class HeldOutPairs(NamedTuple):
 
 
 def measured(data: StudyData) -> HeldOutPairs:
-    """Raises ValueError where no held-out pair was scored by all."""
+    """Raises SetupError where no held-out pair was scored by all."""
     pairs = pairs_of(data, "test")
     seeds = range(data.settings.seeds)
     margin_ME = {
@@ -61,7 +62,11 @@ def measured(data: StudyData) -> HeldOutPairs:
     }
     whole_M = np.all([~np.isnan(of_ME).any(axis=1) for of_ME in margin_ME.values()], axis=0)
     if not whole_M.any():
-        raise ValueError("no held-out pair was short enough to be scored by every model")
+        raise SetupError(
+            "every held-out pair has an answer too long for a model",
+            field="reward_model.max_length",
+            fix="raise it, and dpo.max_length with it",
+        )
     return HeldOutPairs(
         [p for p, whole in zip(pairs, whole_M, strict=True) if whole],
         {key: of_ME[whole_M] for key, of_ME in margin_ME.items()},

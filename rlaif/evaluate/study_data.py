@@ -140,7 +140,8 @@ def _unit(folder: Path, groups: Sequence[PreferenceGroup]) -> Unit:
     for group in groups:
         found = scores.get(group.prompt.id, [])
         if len(found) != len(group.responses):
-            raise _stale(path, f"{group.prompt.id} has {len(found)} scores")
+            K = len(group.responses)
+            raise _stale(path, f"{group.prompt.id} has {len(found)} scores, not {K}")
     return Unit(_read(folder / "trained.json", TypeAdapter(Trained)), scores)
 
 

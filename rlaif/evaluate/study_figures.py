@@ -73,7 +73,7 @@ def kin_of(labelled_by: str, compared_by: str) -> Kin:
 
 
 def study_report(data: StudyData) -> StudyReport:
-    """Raises ValueError where nothing was labelled by both or scored by all."""
+    """Raises SetupError where no held-out pair was scored by all."""
     settings = data.settings
     of = measured(data)
     cost = _cost(data)

@@ -71,7 +71,7 @@ def pairs_of(data: StudyData, split: Split | None = None) -> list[Pair]:
 
 
 def labels(data: StudyData) -> Labels:
-    """The judge's labels beside people's. Raises ValueError where no pair has both."""
+    """The judge's labels beside people's, of which at least one pair has both."""
     seed = data.settings.seed
     every = pairs_of(data)
     scored = [p for p in every if p.ai is not None]

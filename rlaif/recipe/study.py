@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from rlaif import interrupts
 from rlaif.arms import ArmName
 from rlaif.datasets import load_prompts
-from rlaif.errors import SetupError
+from rlaif.errors import SetupError, TooManyFailures
 from rlaif.evaluate.study_data import StudySettings, read_study
 from rlaif.evaluate.study_figures import study_report
 from rlaif.evaluate.study_words import headline, planned_words
@@ -181,7 +181,13 @@ async def _execute(
             if stage == "arms":
                 # Training needs the memory that the servers hold.
                 await work.pool.close_servers()
-            await run(config, work)
+            try:
+                await run(config, work)
+            except TooManyFailures:
+                # All that a report needs is there after the last stage, and after no other.
+                if stage == "head-to-head":
+                    _report(config, work, gate or Gate())
+                raise
         told = _report(config, work, gate or Gate())
         return [*told, f"report: {out / 'study.html'}"]
     finally:
