@@ -10,8 +10,8 @@ import numpy as np
 from rlaif.arms import BEST_OF, START, Trained, Verdict
 from rlaif.evaluate.heldout import Scores
 from rlaif.evaluate.schema import ConstitutionFacts
-from rlaif.evaluate.study import KINDS, HumanSection, Kind, Spent
-from rlaif.evaluate.study_data import Said, StudyData, StudySettings, Unit
+from rlaif.evaluate.study.data import Said, StudyData, StudySettings, Unit
+from rlaif.evaluate.study.records import KINDS, HumanSection, Kind, Spent
 from rlaif.types import (
     Comparison,
     Message,

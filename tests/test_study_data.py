@@ -13,7 +13,7 @@ import pytest
 from conftest import Finished
 
 from rlaif.errors import SetupError
-from rlaif.evaluate.study import HumanSection
+from rlaif.evaluate.study.records import HumanSection
 from rlaif.files import read_jsonl
 from rlaif.recipe import KINDS, load_as
 from rlaif.stages import human

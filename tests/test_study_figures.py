@@ -21,10 +21,10 @@ from planted_study import (
 
 from rlaif.errors import SetupError
 from rlaif.evaluate.overoptimization import kl_of_best_of
-from rlaif.evaluate.study import KINDS, Difference, StudyReport
-from rlaif.evaluate.study_data import StudyData
-from rlaif.evaluate.study_figures import family_of, kin_of, study_report
-from rlaif.evaluate.study_words import alarms, headline, limits, planned_words, warnings
+from rlaif.evaluate.study.data import StudyData
+from rlaif.evaluate.study.figures import family_of, kin_of, study_report
+from rlaif.evaluate.study.records import KINDS, Difference, StudyReport
+from rlaif.evaluate.study.words import alarms, headline, limits, planned_words, warnings
 
 MANY = 600
 

@@ -13,17 +13,17 @@ from pathlib import Path
 import pytest
 from planted_study import Plan, given, planted
 
-from rlaif.evaluate.study import StudyReport
-from rlaif.evaluate.study_figures import study_report
-from rlaif.evaluate.study_page import write_study
+from rlaif.evaluate.study.figures import study_report
+from rlaif.evaluate.study.page import write_study
+from rlaif.evaluate.study.records import StudyReport
 
 CURVE = (0.25, 0.5)
 EVIL = '</div><script>alert("x")</script> | ``` \n\n# no heading'
 AGAIN = """
 import sys
 from pathlib import Path
-from rlaif.evaluate.study import StudyReport
-from rlaif.evaluate.study_page import write_study
+from rlaif.evaluate.study.records import StudyReport
+from rlaif.evaluate.study.page import write_study
 
 folder = Path(sys.argv[1])
 report = StudyReport.model_validate_json((folder / "study.json").read_text(encoding="utf-8"))

@@ -17,7 +17,7 @@ import pytest
 
 from rlaif.callstore import CallStore
 from rlaif.errors import SetupError
-from rlaif.evaluate.study_data import StudyData, StudySettings, read_study
+from rlaif.evaluate.study.data import StudyData, StudySettings, read_study
 from rlaif.files import read_jsonl
 from rlaif.recipe import KINDS, StudyConfig, execute_study, load_as
 from rlaif.types import Response

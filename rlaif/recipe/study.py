@@ -13,9 +13,9 @@ from rlaif import interrupts
 from rlaif.arms import ArmName
 from rlaif.datasets import load_prompts
 from rlaif.errors import SetupError, TooManyFailures
-from rlaif.evaluate.study_data import StudySettings, read_study
-from rlaif.evaluate.study_figures import study_report
-from rlaif.evaluate.study_words import headline, planned_words
+from rlaif.evaluate.study.data import StudySettings, read_study
+from rlaif.evaluate.study.figures import study_report
+from rlaif.evaluate.study.words import headline, planned_words
 from rlaif.files import full_disk, need_space
 from rlaif.judge.config import JudgeConfig
 from rlaif.models.gate import Gate
@@ -218,7 +218,7 @@ def _report(config: StudyConfig, work: Workspace, gate: Gate) -> list[str]:
         evaluating=prices(config.evaluating()),
     )
     report = study_report(read_study(work.directory, settings, work.store))
-    from rlaif.evaluate.study_page import write_study  # matplotlib only where there is a plot
+    from rlaif.evaluate.study.page import write_study  # matplotlib only where there is a plot
 
     write_study(report, work.directory)
     return headline(report)

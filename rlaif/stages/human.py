@@ -8,7 +8,7 @@ from collections import Counter
 from pydantic import Field
 
 from rlaif.errors import SetupError
-from rlaif.evaluate.study import HumanSection
+from rlaif.evaluate.study.records import HumanSection
 from rlaif.files import write_jsonl, write_text
 from rlaif.gold import GoldSet, load_gold
 from rlaif.gold.grouping import Grouped, grouped, leaking, opening, some

@@ -16,7 +16,11 @@ from rlaif.evaluate.calibration import calibration
 from rlaif.evaluate.estimates import Array, arm_difference, arm_mean, clustered
 from rlaif.evaluate.metrics import agreement, longer_wins, pair_accuracy
 from rlaif.evaluate.rank_correlation import RankCorrelation, rank_correlation
-from rlaif.evaluate.study import (
+from rlaif.evaluate.study.data import StudyData, Unit
+from rlaif.evaluate.study.difference import difference
+from rlaif.evaluate.study.labels import Pair, pairs_of
+from rlaif.evaluate.study.policies import best_of
+from rlaif.evaluate.study.records import (
     KINDS,
     ArmAccuracy,
     Difference,
@@ -24,10 +28,6 @@ from rlaif.evaluate.study import (
     Kind,
     SameLabels,
 )
-from rlaif.evaluate.study_data import StudyData, Unit
-from rlaif.evaluate.study_difference import difference
-from rlaif.evaluate.study_labels import Pair, pairs_of
-from rlaif.evaluate.study_policies import best_of
 
 
 class HeldOutPairs(NamedTuple):

@@ -15,8 +15,8 @@ from rlaif.evaluate.comparison_words import (
 from rlaif.evaluate.headline import FEW_PROMPTS, MANY_LOST
 from rlaif.evaluate.intervals import excludes
 from rlaif.evaluate.power import POWER, detectable, needed_for_equivalence
-from rlaif.evaluate.study import ArmAccuracy, Difference, StudyReport, WinRate
-from rlaif.evaluate.study_difference import ASSUMED_VARIANCE, assumed
+from rlaif.evaluate.study.difference import ASSUMED_VARIANCE, assumed
+from rlaif.evaluate.study.records import ArmAccuracy, Difference, StudyReport, WinRate
 from rlaif.evaluate.wording import amount, counted, number, percent, reasons, share
 
 FEW_SEEDS = 3

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from rlaif.evaluate.intervals import Interval
-from rlaif.evaluate.study import Disagreement
+from rlaif.evaluate.study.records import Disagreement
 from rlaif.evaluate.wording import amount, number, percent, share
 
 NONE = "no data"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rlaif.evaluate.equivalence import equivalence
 from rlaif.evaluate.estimates import DIFFERENCE, Estimate, Part
 from rlaif.evaluate.power import detectable, needed_for_equivalence
-from rlaif.evaluate.study import Difference
+from rlaif.evaluate.study.records import Difference
 
 ASSUMED_VARIANCE = 0.25
 """Of one prompt's difference, before anything is measured: two arms that order each pair alike in

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import get_args
 
 from rlaif.evaluate.page import render
-from rlaif.evaluate.study import StudyReport
-from rlaif.evaluate.study_document import Section, Table
-from rlaif.evaluate.study_plots import Format, Plot, plots
-from rlaif.evaluate.study_sections import facts, sections
-from rlaif.evaluate.study_words import alarms, headline_words, warnings
+from rlaif.evaluate.study.document import Section, Table
+from rlaif.evaluate.study.plots import Format, Plot, plots
+from rlaif.evaluate.study.records import StudyReport
+from rlaif.evaluate.study.sections import facts, sections
+from rlaif.evaluate.study.words import alarms, headline_words, warnings
 from rlaif.evaluate.wording import percent
 from rlaif.files import write_bytes, write_text
 

@@ -15,8 +15,8 @@ from rlaif.arms import Trained
 from rlaif.evaluate.exchange_rate import ExchangeRates, LearningCurve
 from rlaif.evaluate.intervals import Interval
 from rlaif.evaluate.plots import LIGHT, LN2, STYLE, Dot, draw_dots, svg
-from rlaif.evaluate.study import KINDS, StudyReport
-from rlaif.evaluate.study_words import MODELS
+from rlaif.evaluate.study.records import KINDS, StudyReport
+from rlaif.evaluate.study.words import MODELS
 
 ROLE = {"reward_model": "rm", "dpo": "dpo"}
 INTERVAL = ("value", "low", "high", "n", "prompts")

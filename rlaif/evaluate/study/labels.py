@@ -19,8 +19,8 @@ from rlaif.evaluate.label_agreement import (
 )
 from rlaif.evaluate.metrics import longer_wins
 from rlaif.evaluate.noise_control import systematic_disagreement, toward_choice
-from rlaif.evaluate.study import Disagreement, Labels
-from rlaif.evaluate.study_data import StudyData
+from rlaif.evaluate.study.data import StudyData
+from rlaif.evaluate.study.records import Disagreement, Labels
 from rlaif.judge.aggregate import is_level
 from rlaif.types import Comparison, PreferenceGroup, Split
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rlaif.evaluate.study import Spent, StudyReport
-from rlaif.evaluate.study_document import Section, Table, usd_cell
-from rlaif.evaluate.study_words import MODELS, rate_and_money
+from rlaif.evaluate.study.document import Section, Table, usd_cell
+from rlaif.evaluate.study.records import Spent, StudyReport
+from rlaif.evaluate.study.words import MODELS, rate_and_money
 from rlaif.evaluate.wording import duration, number, percent
 
 

@@ -17,9 +17,9 @@ from rlaif.evaluate.heldout import CREDIT
 from rlaif.evaluate.intervals import Interval, clustered_mean
 from rlaif.evaluate.length_corrected import length_corrected
 from rlaif.evaluate.overoptimization import kl_of_best_of
-from rlaif.evaluate.study import BestOf, Policy, WinRate
-from rlaif.evaluate.study_data import Said, StudyData, texts
-from rlaif.evaluate.study_difference import difference
+from rlaif.evaluate.study.data import Said, StudyData, texts
+from rlaif.evaluate.study.difference import difference
+from rlaif.evaluate.study.records import BestOf, Policy, WinRate
 from rlaif.types import Response
 
 HALF = (-0.5, 0.5)

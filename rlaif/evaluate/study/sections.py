@@ -7,9 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from rlaif.arms import START
 from rlaif.evaluate.comparison_words import points, points_of
 from rlaif.evaluate.label_agreement import LabelAgreement
-from rlaif.evaluate.study import Difference, StudyReport, WinRate
-from rlaif.evaluate.study_costs import cost, training
-from rlaif.evaluate.study_document import (
+from rlaif.evaluate.study.costs import cost, training
+from rlaif.evaluate.study.document import (
     NONE,
     Section,
     Table,
@@ -19,7 +18,8 @@ from rlaif.evaluate.study_document import (
     seeds_cell,
     share_cell,
 )
-from rlaif.evaluate.study_words import (
+from rlaif.evaluate.study.records import Difference, StudyReport, WinRate
+from rlaif.evaluate.study.words import (
     MODELS,
     VERDICTS,
     agreement_words,

@@ -11,8 +11,7 @@ import numpy as np
 import rlaif
 from rlaif.arms import START, Trained
 from rlaif.evaluate.exchange_rate import ExchangeRates, Measured, exchange_rates
-from rlaif.evaluate.study import Cost, Kin, StudyReport, Training, Worth
-from rlaif.evaluate.study_arms import (
+from rlaif.evaluate.study.arms import (
     HeldOutPairs,
     accuracies,
     differences,
@@ -21,9 +20,10 @@ from rlaif.evaluate.study_arms import (
     measured,
     same_labels,
 )
-from rlaif.evaluate.study_data import StudyData, Unit
-from rlaif.evaluate.study_labels import labels
-from rlaif.evaluate.study_policies import policies, win_rates
+from rlaif.evaluate.study.data import StudyData, Unit
+from rlaif.evaluate.study.labels import labels
+from rlaif.evaluate.study.policies import policies, win_rates
+from rlaif.evaluate.study.records import Cost, Kin, StudyReport, Training, Worth
 
 CURVE = ("human", "ai_soft")
 FAMILIES = {
