@@ -29,6 +29,7 @@ LABELS = ("labels", "judge", "labeler")
 OF_LABELS = ("attribution.html", "attribution.json", "suggested.yaml", "constitution-diff.json")
 """What `rlaif constitution report` and `diff` leave in the folder of a run."""
 
+LOOK_S = 0.3
 BEGUN = "begun_"
 """Begins the name of the part that stands while a stage is at work, and after it was stopped."""
 
@@ -249,13 +250,19 @@ def _lock(directory: Path) -> IO[str]:
     process holds it: two runs would pay twice and overwrite each other's files."""
     directory.mkdir(parents=True, exist_ok=True)
     file = (directory / ".lock").open("w")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as e:
-        file.close()
-        raise SetupError(
-            "another run is working in this directory",
-            file=directory,
-            fix="wait for it, or choose another --out",
-        ) from e
-    return file
+    last = time.monotonic() + LOOK_S
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return file
+        except BlockingIOError as e:
+            # Who only looks whether a run is at work holds it for a moment, too.
+            if time.monotonic() < last:
+                time.sleep(0.01)
+                continue
+            file.close()
+            raise SetupError(
+                "another run is working in this directory",
+                file=directory,
+                fix="wait for it, or choose another --out",
+            ) from e

@@ -835,7 +835,10 @@ def test_transcripts_of_a_real_file_read_as_its_split_rows_do(tmp_path: Path) ->
     path.write_text(json.dumps(rows), encoding="utf-8")
     whole = load_gold(str(path))
     assert whole.layout == "hh-transcripts"
-    assert [p[1:] for p in whole.pairs] == [p[1:] for p in split.pairs]
+    assert {p.prompt.tags for p in split.pairs} == {("anthropics/hh-rlhf harmless-base/test",)}
+    plain = [p.prompt.model_copy(update={"tags": ()}) for p in split.pairs]
+    assert [p.prompt for p in whole.pairs] == plain
+    assert [p[2:] for p in whole.pairs] == [p[2:] for p in split.pairs]
 
 
 def test_identification_is_not_taken_for_pairs() -> None:

@@ -42,14 +42,13 @@ def grouped(pairs: Sequence[GoldPair], splits: Mapping[str, Split]) -> Grouped:
             said[min(i, j), max(i, j)].append(p if i < j else 1.0 - p)
         decided = []
         for at, given in said.items():
-            wins = {p for p in given if p != 0.5}
-            if not wins:
-                level += len(given)
-            elif len(wins) > 1:
-                contradicted += len(given)
-            else:
-                repeated += len(given) - 1
-                decided.append((at, wins.pop()))
+            wins = [p for p in given if p != 0.5]
+            level += len(given) - len(wins)
+            if len(set(wins)) > 1:
+                contradicted += len(wins)
+            elif wins:
+                repeated += len(wins) - 1
+                decided.append((at, wins[0]))
         if decided:
             groups.append(
                 PreferenceGroup(

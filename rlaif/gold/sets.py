@@ -66,7 +66,7 @@ def load_gold(name: str) -> GoldSet:
     for number, row in source.rows:
         try:
             pair = layout.read(object_of(row))
-            prompt = _prompt(pair.messages)
+            prompt = _prompt(pair.messages, _tags(row))
             if pair.first.strip() == pair.second.strip():
                 raise NoPair("identical responses")
         except NoPair as e:
@@ -115,13 +115,22 @@ def _own_ids(rows: Rows) -> bool:
     return named and len({str(i) for i in ids}) == len(ids)
 
 
-def _prompt(messages: list[Message]) -> Prompt:
+def _tags(row: object) -> tuple[str, ...]:
+    """The row's own tags, and where it comes from."""
+    if not isinstance(row, dict):
+        return ()
+    given = row.get("tags")
+    tags = [str(tag) for tag in given] if isinstance(given, list) else []
+    return (*tags, *([row["source"]] if isinstance(row.get("source"), str) else []))
+
+
+def _prompt(messages: list[Message], tags: tuple[str, ...]) -> Prompt:
     if not messages or messages[-1].role != "user":
         raise NoPair("the prompt does not end with the user's turn")
     if not messages[-1].content.strip():
         raise NoPair("empty prompt")
     identity = "g-" + digest([m.model_dump() for m in messages])[:12]
-    return Prompt(id=identity, messages=tuple(messages))
+    return Prompt(id=identity, messages=tuple(messages), tags=tags)
 
 
 def _decided(

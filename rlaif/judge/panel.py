@@ -88,15 +88,18 @@ class Panel:
         seed: int,
         open_client: Open,
         under: Mapping[str, str] | None = None,
+        only: Collection[str] | None = None,
     ) -> None:
         """`under`: pair id -> the one principle that it is asked under; all others are asked as
-        the config says."""
+        the config says. `only`: ids of the pairs of groups to ask about, of those that a design
+        other than `adaptive` chooses."""
         self._config = config
         self._hash = constitution.hash
         self._tiers = Tiers(config, constitution, seed, under)
         self._rule = Rule(config.tie_margin, config.min_voting_weight)
         self._seed = seed
         self._open = open_client
+        self._only = only
 
     async def judge_groups(
         self, groups: Stream[Group], total: int, show: Show, told: Told
@@ -165,7 +168,11 @@ class Panel:
         prompt, responses = group
         kind, m = self._config.comparisons, self._config.comparisons_per_prompt
         if kind != "adaptive":
-            pairs = fixed_design(kind, [group], m, self._seed)
+            pairs = [
+                pair
+                for pair in fixed_design(kind, [group], m, self._seed)
+                if self._only is None or pair.id in self._only
+            ]
             return list(await asyncio.gather(*(judge.of_pair(pair) for pair in pairs)))
         assert m is not None, "the config demands a number with adaptive"
         ranking = Adaptive(len(responses))

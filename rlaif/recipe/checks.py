@@ -63,7 +63,7 @@ def check(config: RunConfig, stages: Sequence[str], out: Path) -> None:
         train_rl.check(rl)
         if rl.judge is not None:
             check_model(rl.judge, "rl.judge")
-            _check_way(config.judge.of(rl.judge).first, "rl.judge")
+            check_way(config.judge.of(rl.judge).first, "rl.judge")
     if {"sample", "revise"} & set(stages):
         check_model(policy, "policy.model")
     if {"certify", "judge", "compare"} & set(stages):
@@ -96,12 +96,13 @@ def check_judges(config: JudgeConfig) -> None:
     before anything is asked. Raises SetupError."""
     load_constitution(config.constitution)
     for field, asked in config.judges():
-        _check_way(asked, field)
+        check_way(asked, field)
     if config.gate is not None:
         certify.check_gate(config.gate)
 
 
-def _check_way(asked: AskConfig, field: str) -> None:
+def check_way(asked: AskConfig, field: str) -> None:
+    """Finds what is wrong with how one judge is asked. Raises SetupError."""
     parse_model(asked.model, field)
     form = Form(asked, Asked(asked.model, gives_logprobs(asked.model, field), 1))
     form.check(field)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import (
+    AfterValidator,
     SerializerFunctionWrapHandler,
-    field_validator,
     model_serializer,
     model_validator,
 )
@@ -48,10 +48,21 @@ TUNING = ("revise", "train-sft")
 """Stages before sampling, which start from the policy as it is named."""
 
 
+def _one_folder(name: str) -> str:
+    # `outputs/<name>` is written to: it must not lead anywhere else.
+    if not re.fullmatch(r"[^./\\\0][^/\\\0]*", name):
+        raise ValueError(f"found {name!r}; a run's name is one folder's name, without / or \\")
+    return name
+
+
+RunName = Annotated[str, AfterValidator(_one_folder)]
+"""Names one folder."""
+
+
 class RunConfig(Record):
     """A run from the constitution to the report."""
 
-    name: str | None = None
+    name: RunName | None = None
     """What the run is called; none: the recipe's file name. It is a folder's name, too."""
     description: str = ""
     """One line for `rlaif recipes`."""
@@ -75,14 +86,6 @@ class RunConfig(Record):
     rl: RLConfig | None = None
     """Train another policy by RL against the reward model, from where DPO starts; none: do not."""
     compare: CompareConfig = CompareConfig()
-
-    @field_validator("name")
-    @classmethod
-    def _names_one_folder(cls, name: str | None) -> str | None:
-        # `outputs/<name>` is written to: it must not lead anywhere else.
-        if name is not None and not re.fullmatch(r"[^./\\\0][^/\\\0]*", name):
-            raise ValueError(f"found {name!r}; a run's name is one folder's name, without / or \\")
-        return name
 
     @model_validator(mode="after")
     def _sft_has_revisions(self) -> Self:

@@ -14,6 +14,7 @@ from rlaif.files import full_disk, need_space
 from rlaif.models.gate import Gate
 from rlaif.models.pool import check_model
 from rlaif.recipe.checks import NEEDED_MB, check_judges
+from rlaif.recipe.config import RunName
 from rlaif.recipe.running import _claim
 from rlaif.stages import lee_tables
 from rlaif.stages.lee_tables import WAYS, LabelersConfig, PeopleConfig
@@ -24,7 +25,7 @@ from rlaif.workspace import Workspace
 class LeeConfig(Record):
     """Judges held against people's pairs, by style of prompt."""
 
-    name: str | None = None
+    name: RunName | None = None
     """What the tables are called; none: the recipe's file name. It is a folder's name, too."""
     description: str = ""
     """One line for `rlaif recipes`."""

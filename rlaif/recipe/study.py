@@ -16,13 +16,14 @@ from rlaif.errors import SetupError, TooManyFailures
 from rlaif.evaluate.study.data import StudySettings, read_study
 from rlaif.evaluate.study.figures import study_report
 from rlaif.evaluate.study.words import headline, planned_words
-from rlaif.files import full_disk, need_space
+from rlaif.files import full_disk, need_space, read_jsonl
 from rlaif.judge.config import JudgeConfig
 from rlaif.models.gate import Gate
 from rlaif.models.pool import ModelConfig, check_model, check_weights
 from rlaif.models.prices import Price
 from rlaif.progress import say
-from rlaif.recipe.checks import NEEDED_MB, check_judges
+from rlaif.recipe.checks import NEEDED_MB, check_judges, check_way
+from rlaif.recipe.config import RunName
 from rlaif.recipe.running import _claim, open_transformers
 from rlaif.stages import arms, certify, head_to_head, human, judge
 from rlaif.stages.arms import AnswersConfig
@@ -30,7 +31,7 @@ from rlaif.stages.human import HumanConfig
 from rlaif.stages.train_dpo import DPOConfig
 from rlaif.stages.train_rm import RewardModelConfig
 from rlaif.train.settings import require_torch
-from rlaif.types import Record
+from rlaif.types import PreferenceGroup, Record
 from rlaif.workspace import Workspace
 
 
@@ -49,7 +50,7 @@ class EvaluationConfig(Record):
 class StudyConfig(Record):
     """Human labels against AI labels on the same pairs, from the data to the report."""
 
-    name: str | None = None
+    name: RunName | None = None
     """What the study is called; none: the recipe's file name. It is a folder's name, too."""
     description: str = ""
     """One line for `rlaif recipes`."""
@@ -85,6 +86,8 @@ class StudyConfig(Record):
         shares = self.learning_curve
         if any(not 0 < share < 1 for share in shares) or list(shares) != sorted(set(shares)):
             raise ValueError("learning_curve is shares between 0 and 1, rising")
+        if self.judge.comparisons != "all":
+            raise ValueError("the judge is asked about people's pairs; leave judge.comparisons out")
         if len(shares) == 1:
             raise ValueError("a learning curve needs two shares besides all pairs; or none")
         return self
@@ -101,13 +104,23 @@ async def _human(config: StudyConfig, work: Workspace) -> None:
     await human.run(config.human, work)
     held_out = sum(split == "test" for split in json.loads(work.splits.read_text()).values())
     say(planned_words(held_out, config.evaluation.margin))
+    if config.answers.limit is not None and config.answers.limit < held_out:
+        say(f"study: {config.answers.limit} of them are answered by the policies (answers.limit)")
+
+
+async def _judge(config: StudyConfig, work: Workspace) -> None:
+    groups = read_jsonl(work.human, PreferenceGroup)
+    pairs = {
+        f"{g.prompt.id}/{c.first}|{g.prompt.id}/{c.second}" for g in groups for c in g.comparisons
+    }
+    await judge.run(config.judge, work, only=pairs)
 
 
 Run = Callable[[StudyConfig, Workspace], Awaitable[None]]
 STAGES: Mapping[str, Run] = {
     "human": _human,
     "certify": lambda c, w: certify.run(c.judge, w),
-    "judge": lambda c, w: judge.run(c.judge, w),
+    "judge": _judge,
     "arms": lambda c, w: arms.run(
         c.arms,
         c.seeds,
@@ -144,6 +157,7 @@ def check_study(config: StudyConfig) -> None:
         check_model(asked.model, field)
     if config.evaluation.judge is not None:
         check_model(config.evaluation.judge, "evaluation.judge")
+        check_way(config.evaluating().first, "evaluation.judge")
     for section in ("reward_model", "dpo"):
         base = config.__dict__[section].base
         model, field = (

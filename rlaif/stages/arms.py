@@ -35,9 +35,6 @@ from rlaif.train.settings import DPOSettings, RewardSettings, TrainSettings, req
 from rlaif.types import Comparison, PreferenceGroup, Prompt, Record, Response, Sampling
 from rlaif.workspace import Workspace
 
-CURVE: tuple[ArmName, ...] = ("human", "ai_soft")
-"""Arms of which smaller parts are trained on, too."""
-
 
 class AnswersConfig(Record):
     """What the arms' policies are asked."""
@@ -51,8 +48,8 @@ class AnswersConfig(Record):
     """Only so many held-out prompts are answered; none: all."""
     harmless: str = "everyday"
     """Prompts that call for no refusal: a prompt set, as in sample.prompts."""
-    harmful: str = "sensitive"
-    """Prompts of which some call for one."""
+    harmful: str = "harmful"
+    """Prompts that all call for one."""
     refusal_prompts: int = Field(default=24, ge=0)
     """So many of each of these two sets; 0: none."""
     max_tokens: int = Field(default=128, ge=1)
@@ -70,7 +67,7 @@ class _Unit(NamedTuple):
 
     @property
     def name(self) -> str:
-        part = "" if self.share == 1 else f"-{round(100 * self.share)}"
+        part = "" if self.share == 1 else f"-{self.share:g}"
         return f"{self.arm}-{self.seed}{part}"
 
 
@@ -85,6 +82,11 @@ class _Asked(NamedTuple):
     @property
     def refusing(self) -> list[Prompt]:
         return self.harmless + self.harmful
+
+    def plain(self) -> list[Any]:
+        """All that shapes the answers, for a stamp."""
+        prompts = [p.model_dump(mode="json") for p in (*self.held_out, *self.refusing)]
+        return [self.sampling.model_dump(mode="json"), prompts]
 
 
 class Plan(NamedTuple):
@@ -119,12 +121,9 @@ async def run(
     start = start_weights(base, policy.model, "dpo")
     asked = _asked(answers, plan, work)
     units = [_Unit(arm, seed, 1.0) for seed in range(seeds) for arm in arms]
+    of_curve: tuple[ArmName, ...] = ("human", "ai_soft" if "ai_soft" in arms else "ai_hard")
     parts = [
-        _Unit(arm, seed, share)
-        for share in curve
-        for seed in range(seeds)
-        for arm in CURVE
-        if arm in arms
+        _Unit(arm, seed, share) for share in curve for seed in range(seeds) for arm in of_curve
     ]
     async with work.stage("arms") as bill:
         untrained = serve_start(policy, base, start, answers.engine)
@@ -235,8 +234,10 @@ def _reward_model(
     weights = folder / "weights"
     trained_on = _inputs(groups, settings, start, work.seed + unit.seed)
     scored = {"trained": trained_on, "items": digest([[p.id, t] for p, t in items])}
-    if work.is_made(folder, scored):
+    keep = keep and unit.share == 1
+    if work.is_made(folder, scored) and (not keep or work.is_made(weights, trained_on)):
         return
+    work.mark_unfinished(folder)
     from rlaif.train.scoring import score_reward
     from rlaif.train.training import train_reward_model
 
@@ -255,7 +256,7 @@ def _reward_model(
         of_prompt = {p.id: row for (p, _), row in zip(best_of, picked, strict=True)}
         write_text(folder / "best_of.json", json.dumps(of_prompt) + "\n")
     work.mark_made(folder, scored)
-    if not keep or unit.share != 1:
+    if not keep:
         shutil.rmtree(weights)
 
 
@@ -280,10 +281,11 @@ async def _policy(
     told = {
         "trained": trained_on,
         "every": digest([[g.prompt.id, g.responses] for g in plan.every]),
-        "answers": digest([config.model_dump(mode="json"), [p.id for p in asked.held_out]]),
+        "answers": digest([config.samples, config.engine, asked.plain()]),
     }
-    if work.is_made(folder, told):
+    if work.is_made(folder, told) and (not keep or work.is_made(weights, trained_on)):
         return
+    work.mark_unfinished(folder)
     from rlaif.train.training import train_dpo
 
     if not work.is_made(weights, trained_on):

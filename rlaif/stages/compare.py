@@ -19,11 +19,11 @@ from rlaif.judge.aggregate import Pair
 from rlaif.judge.config import JudgeConfig
 from rlaif.judge.panel import Panel
 from rlaif.models.client import Bill
-from rlaif.models.pool import ModelConfig
+from rlaif.models.pool import ModelConfig, weights_identity
 from rlaif.progress import progress, say
 from rlaif.sample import Drawn
 from rlaif.stages._answering import Engine, answer, log_ratios, serve, serve_start, with_tokens
-from rlaif.stages._training import load_scores, start_weights
+from rlaif.stages._training import Start, load_scores, start_weights
 from rlaif.train.settings import require_torch
 from rlaif.types import Comparison, PreferenceGroup, Prompt, Record, Response, Sampling
 from rlaif.workspace import Workspace
@@ -83,7 +83,7 @@ async def run(
         first, _ = await answer("start", untrained, prompts, k, sampling, max_failed, bill, work)
         comparisons = await _judge(judge, prompts, dpo, first, bill, work)
         await work.pool.close_servers()
-        kl = _kl(drawn, start.weights, max_length, work)
+        kl = _kl(drawn, start, max_length, work)
         if kl is None and asked.token_ids:
             say("compare: no tokens came with the policy's answers, so there is no KL")
     write_jsonl(work.compare / "responses.jsonl", [*dpo, *first])
@@ -130,22 +130,23 @@ async def _judge(
 
 def _kl(
     drawn: Sequence[Drawn],
-    reference: str,
+    start: Start,
     max_length: int,
     work: Workspace,
 ) -> Interval | None:
-    """KL(policy || reference) in nats a response: the mean over the policy's own draws of
+    """KL(policy || start) in nats a response: the mean over the policy's own draws of
     log pi - log pi_ref. Computed once for the same draws, then read back."""
     inputs = {
+        "policy": weights_identity(work.policy),
         "drawn": [(prompt.model_dump(mode="json"), ids) for prompt, ids in drawn],
-        "reference": reference,
+        "reference": start.identity,
         "max_length": max_length,
     }
     kept = work.compare / "log_ratios.json"
     if work.is_made(work.compare, inputs):
         ratios: list[tuple[str, float]] = json.loads(kept.read_text(encoding="utf-8"))
     else:
-        ratios = log_ratios(drawn, str(work.policy), reference, max_length)
+        ratios = log_ratios(drawn, str(work.policy), start.weights, max_length)
         write_text(kept, json.dumps(ratios) + "\n")
         work.mark_made(work.compare, inputs)
     if not ratios:

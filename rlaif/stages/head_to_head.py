@@ -70,7 +70,10 @@ def _matches(
         if arm != "human" and "human" in own:
             for first, second in _beside(own[arm], own["human"]):
                 yield arm, "human", None, Pair(prompts[first.prompt_id], first, second)
-        picks, n = _picks(folder, arm, seed, start)
+        found = _picks(folder, arm, seed, start)
+        if found is None:
+            continue
+        picks, n = found
         for first, second in _beside(picks, own[arm]):
             yield f"{BEST_OF}:{arm}", arm, n, Pair(prompts[first.prompt_id], first, second)
 
@@ -92,15 +95,18 @@ def _beside(
 
 def _picks(
     folder: Path, arm: ArmName, seed: int, start: Mapping[str, Sequence[Response]]
-) -> tuple[dict[str, list[Response]], int]:
+) -> tuple[dict[str, list[Response]], int] | None:
     """The best of the start policy's first n answers, by the arm's reward model; n is the one whose
-    KL, log n - (n - 1) / n, is nearest to the policy's among those there are."""
+    KL, log n - (n - 1) / n, is nearest to the policy's among those there are. None where the
+    policy's KL is not known."""
     of = folder / f"{arm}-{seed}"
     scores: dict[str, list[float | None]] = json.loads(
         (of / "reward_model" / "best_of.json").read_text(encoding="utf-8")
     )
     ratios = json.loads((of / "dpo" / "log_ratios.json").read_text(encoding="utf-8"))
-    kl = sum(value for _, value in ratios) / len(ratios) if ratios else 0.0
+    if not ratios:
+        return None
+    kl = sum(value for _, value in ratios) / len(ratios)
     most = max(map(len, start.values()))
     n = min(range(1, most + 1), key=lambda n: abs(kl_of_best_of(n) - kl))
     picks = {}

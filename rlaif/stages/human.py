@@ -57,7 +57,7 @@ async def run(config: HumanConfig, work: Workspace) -> None:
         splits |= {opening(p.prompt): "test" for p in held_out.pairs}
         pairs = [p for p in pairs if p.prompt.id not in leaked] + list(held_out.pairs)
     found = grouped(pairs, splits)
-    section = _section(sets, found, len(leaked))
+    section = _section(sets, found, leaked)
     for split, meant in (("train", "train on"), ("test", "hold out")):
         if not section.groups[split]:  # type: ignore[index]
             raise SetupError(
@@ -96,7 +96,7 @@ async def run(config: HumanConfig, work: Workspace) -> None:
     )
 
 
-def _section(sets: list[GoldSet], found: Grouped, leaked: int) -> HumanSection:
+def _section(sets: list[GoldSet], found: Grouped, leaked: set[str]) -> HumanSection:
     skipped: Counter[str] = Counter()
     for of in sets:
         skipped.update(of.skipped)
@@ -115,7 +115,7 @@ def _section(sets: list[GoldSet], found: Grouped, leaked: int) -> HumanSection:
         level=found.level,
         repeated=found.repeated,
         contradicted=found.contradicted,
-        leaked=leaked,
+        leaked=tuple(sorted(leaked)),
         groups=count,
         pairs=pairs,
         responses=dict(sorted(Counter(len(g.responses) for g in found.groups).items())),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from pydantic import BaseModel
 
@@ -22,12 +22,17 @@ from rlaif.workspace import Workspace
 
 
 async def run(
-    config: JudgeConfig, work: Workspace, groups: Stream[Group] | None = None, total: int = 0
+    config: JudgeConfig,
+    work: Workspace,
+    groups: Stream[Group] | None = None,
+    total: int = 0,
+    only: Collection[str] | None = None,
 ) -> None:
     """Writes judgments.jsonl and comparisons.jsonl. Raises TooManyFailures above `max_unscored`.
 
     `groups`: the prompts with their responses as the sample stage makes them, about `total` of
-    them; None: what it has written.
+    them; None: what it has written. `only`: ids of the pairs to ask about; None: those that
+    `comparisons` chooses.
     """
     constitution, _ = load_constitution(config.constitution)
     if groups is None:
@@ -41,6 +46,7 @@ async def run(
             constitution,
             work.seed,
             lambda asked, field: work.pool.open(asked, field, bill),
+            only=only,
         )
         with (
             jsonl_writer(work.judgments) as write_judgment,

@@ -42,8 +42,8 @@ class HumanSection(Record):
     """Pairs that another row says again."""
     contradicted: int
     """Pairs that other rows decide the other way."""
-    leaked: int
-    """Prompts taken out of training because their conversation is held out."""
+    leaked: tuple[str, ...]
+    """Ids of prompts taken out of training because their conversation is held out."""
     groups: dict[Split, int]
     pairs: dict[Split, int]
     responses: dict[int, int]

@@ -47,7 +47,7 @@ def facts(report: StudyReport) -> list[tuple[str, str]]:
         ("People's data", f"{' + '.join(human.sets)} ({human.layout}, {human.rows:,} rows)"),
         ("Pairs", f"{pairs['train']:,} to train on, {pairs['test']:,} held out"),
         ("Left out", lost or "nothing"),
-        ("Taken out of training as held out", counted(human.leaked, "prompt")),
+        ("Taken out of training as held out", counted(len(human.leaked), "prompt")),
         ("Start of all arms", report.policy),
         ("Labelled by", report.labelled_by),
         ("Constitution", f"{constitution.id} {constitution.version} ({constitution.hash[:12]})"),
