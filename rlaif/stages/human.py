@@ -25,7 +25,7 @@ class HumanConfig(Record):
     """Pairs whose better response people have named: a file (.json, .jsonl, .parquet, .gz), a
     folder that `datasets` reads, or hub:ORG/NAME[/CONFIG][@SPLIT]."""
     limit: int | None = Field(default=None, ge=4)
-    """Only so many prompts, of a fixed shuffle; none: all."""
+    """Only so many prompts of each set, of a fixed shuffle; none: all."""
     test_path: str | None = None
     """Another such set, held out whole; none: `test_fraction` of the conversations is."""
     test_fraction: float = Field(default=0.25, gt=0, lt=1)
@@ -47,15 +47,16 @@ async def run(config: HumanConfig, work: Workspace) -> None:
     else:
         held_out = load_gold(config.test_path)
         sets.append(held_out)
-        leaked = leaking(pairs, held_out.pairs)
+        test = some(held_out.pairs, config.limit)
+        leaked = leaking(pairs, test)
         if leaked:
             say(
                 f"human: {len(leaked)} prompts of {config.path} begin as held-out ones do, such as "
                 f"{min(leaked)}; they are not trained on"
             )
         splits = {opening(p.prompt): "train" for p in pairs}
-        splits |= {opening(p.prompt): "test" for p in held_out.pairs}
-        pairs = [p for p in pairs if p.prompt.id not in leaked] + list(held_out.pairs)
+        splits |= {opening(p.prompt): "test" for p in test}
+        pairs = [p for p in pairs if p.prompt.id not in leaked] + test
     found = grouped(pairs, splits)
     section = _section(sets, found, leaked)
     for split, meant in (("train", "train on"), ("test", "hold out")):
