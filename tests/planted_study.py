@@ -126,7 +126,7 @@ def human_section(prompts: int) -> HumanSection:
         level=0,
         repeated=0,
         contradicted=0,
-        leaked=0,
+        leaked=(),
         groups=count,
         pairs=count,
         responses={2: 2 * prompts},

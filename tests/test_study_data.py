@@ -144,7 +144,7 @@ def test_what_is_held_out_is_taken_out_of_training(
     # The same first turn in other case and spacing is the same conversation.
     test = [pair("QUESTION  3?", "good", "bad"), pair("Fresh?", "good", "bad")]
     groups, section = read(tmp_path, PLAIN, test)
-    assert section.leaked == 1
+    assert len(section.leaked) == 1
     assert section.pairs == {"train": 11, "test": 2}
     assert all(g.prompt.messages[0].content != "Question 3?" for g in groups if g.split == "train")
     assert "1 prompts of" in capsys.readouterr().err
