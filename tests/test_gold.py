@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from rlaif.errors import SetupError
 from rlaif.gold import Ceiling, GoldPair, GoldSet, load_gold, part_of
+from rlaif.gold.grouping import grouped, opening
 from rlaif.types import Message, Prompt
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -375,6 +376,213 @@ def test_a_labelled_row_without_a_label_is_counted(loaded: Callable[..., GoldSet
     assert loaded(row, row | {"label": None}, row | {"label": ""}).skipped == {"no verdict": 2}
 
 
+# Rankings: each pair of answers to one prompt becomes a row.
+
+
+def said(role: str, name: str, *replies: Row, **more: Any) -> Row:
+    text = {"message_id": name, "text": f"{name}!", "role": role, "replies": list(replies)}
+    return text | {"deleted": False, "review_result": True, "lang": "en"} | more
+
+
+def asks(name: str, *replies: Row, **more: Any) -> Row:
+    return said("prompter", name, *replies, **more)
+
+
+def says(name: str, rank: float | None, *replies: Row, **more: Any) -> Row:
+    return said("assistant", name, *replies, rank=rank, **more)
+
+
+def flat(tree: Row, parent: str | None = None) -> list[Row]:
+    """The rows of the hub dataset that hold the same tree."""
+    own = {k: v for k, v in tree.items() if k != "replies"} | {"parent_id": parent}
+    return [own, *(row for reply in tree["replies"] for row in flat(reply, tree["message_id"]))]
+
+
+def as_messages(*trees: Row) -> list[Row]:
+    return [row for tree in trees for row in flat(tree)]
+
+
+def as_hub_messages(*trees: Row) -> list[Row]:
+    return [{"rank": None, **row} for row in as_messages(*trees)]
+
+
+def as_exported_trees(*trees: Row) -> list[Row]:
+    return [{"message_tree_id": tree["message_id"], "prompt": tree} for tree in trees]
+
+
+TREE = asks(
+    "q",
+    says("third", 2),
+    says("best", 0, asks("why", says("l", 1), says("k", 1), says("m", 0))),
+    says("second", 1),
+)
+
+
+@pytest.mark.parametrize(
+    ("spelt", "layout"),
+    [
+        (lambda *trees: list(trees), "oasst-trees"),
+        (as_exported_trees, "oasst-trees"),
+        (as_messages, "oasst-messages"),
+        (as_hub_messages, "oasst-messages"),
+        # A message may stand before the one that it answers.
+        (lambda *trees: as_messages(*trees)[::-1], "oasst-messages"),
+    ],
+)
+def test_a_conversation_tree_is_a_ranking_at_each_of_its_prompts(
+    loaded: Callable[..., GoldSet], spelt: Callable[..., list[Row]], layout: str
+) -> None:
+    found = loaded(*spelt(TREE))
+    assert (found.layout, found.skipped) == (layout, {})
+    by_length: dict[int, set[tuple[str, str]]] = {1: set(), 3: set()}
+    for pair in found.pairs:
+        if pair.p_gold == 0.5:
+            assert {pair.first, pair.second} == {"l!", "k!"}
+            continue
+        by_length[len(pair.prompt.messages)].add((better(pair), worse(pair)))
+        assert pair.id == f"{better(pair)[:-1]}>{worse(pair)[:-1]}"
+    assert len(found.pairs) == 6
+    assert by_length == {
+        1: {("best!", "second!"), ("best!", "third!"), ("second!", "third!")},
+        3: {("m!", "l!"), ("m!", "k!")},
+    }
+    assert {p.prompt.messages for p in found.pairs} == {
+        (Message(role="user", content="q!"),),
+        (
+            Message(role="user", content="q!"),
+            Message(role="assistant", content="best!"),
+            Message(role="user", content="why!"),
+        ),
+    }
+    top, below = grouped(found.pairs, {opening(found.pairs[0].prompt): "train"}).groups
+    if len(top.prompt.messages) == 3:
+        top, below = below, top
+    assert set(top.responses) == {"best!", "second!", "third!"}
+    assert set(below.responses) == {"m!", "l!", "k!"}
+    assert (len(top.comparisons), len(below.comparisons)) == (3, 2)
+
+
+@pytest.mark.parametrize("spelt", [as_exported_trees, as_hub_messages])
+def test_messages_that_rank_nothing_are_counted_by_their_reason(
+    loaded: Callable[..., GoldSet], spelt: Callable[..., list[Row]]
+) -> None:
+    found = loaded(
+        *spelt(
+            asks(
+                "q",
+                says("a", 0),
+                says("b", 1, asks("q2", says("lone", 0))),
+                says("c", None, asks("q3", says("d", 3), says("e", 4))),
+                says("spam", 2, review_result=False),
+                says("gone", 3, asks("q4", says("f", 0), says("g", 1)), deleted=True),
+                says("blank", 4, text=" "),
+                says("unseen", 5, review_result=None),
+            ),
+            says("root", 0, asks("q5", says("h", 0), says("i", 1))),
+            asks("q6", says("j", 0), says("k", 1), deleted=True),
+            asks("q7", asks("q8", text="")),
+            asks("q9", asks("q10")),
+        )
+    )
+    # Three at q, and d before e: an answer without a rank is in the conversation all the same.
+    decided = [(better(p), worse(p)) for p in found.pairs]
+    assert sorted(decided) == [("a!", "b!"), ("a!", "unseen!"), ("b!", "unseen!"), ("d!", "e!")]
+    assert found.skipped == {
+        "after a message that is left out": 6,
+        "an assistant's message at the root": 1,
+        "deleted": 2,
+        "empty": 2,
+        "no rank": 1,
+        "no ranked answers": 1,
+        "review_result is false": 1,
+        "the only ranked answer": 1,
+    }
+
+
+def test_an_answer_whose_prompt_is_not_in_the_file_is_counted(
+    loaded: Callable[..., GoldSet],
+) -> None:
+    found = loaded(*flat(TREE), *flat(says("x", 0), "nowhere"))
+    assert (len(found.pairs), found.skipped) == (6, {"the message before it is missing": 1})
+
+
+@pytest.mark.parametrize(
+    ("order", "first_to_last"),
+    [
+        ({"ranks": [2, 1, 3]}, "bac"),
+        ({"rankings": [1.5, -1, 9]}, "bac"),
+        ({"scores": [2, 1, 3]}, "cab"),
+        ({"scores": [0.5, 0.25, 0.75], "ranks": None}, "cab"),
+    ],
+)
+@pytest.mark.parametrize(
+    "responses",
+    [["a", "b", "c"], [{"text": "a"}, {"content": "b"}, {"role": "assistant", "content": "c"}]],
+)
+def test_ranks_are_better_low_and_scores_high(
+    loaded: Callable[..., GoldSet], order: Row, first_to_last: str, responses: list[Any]
+) -> None:
+    found = loaded({"system": "Be kind.", "prompt": "Hi", "responses": responses} | order)
+    assert found.layout == "ranking"
+    best, middle, last = first_to_last
+    decided = [(better(p), worse(p)) for p in found.pairs]
+    assert decided == [(best, middle), (best, last), (middle, last)]
+    of = {letter: f"1.{i}" for i, letter in enumerate("abc", 1)}
+    assert [p.id for p in found.pairs] == [f"{of[one]}>{of[other]}" for one, other in decided]
+    assert found.pairs[0].prompt.messages == (
+        Message(role="system", content="Be kind."),
+        Message(role="user", content="Hi"),
+    )
+    (group,) = grouped(found.pairs, {opening(found.pairs[0].prompt): "train"}).groups
+    assert sorted(group.responses) == ["a", "b", "c"]
+
+
+def test_responses_that_rank_nothing_are_counted(loaded: Callable[..., GoldSet]) -> None:
+    row = {"prompt": "Hi", "responses": ["a", "b", "c"]}
+    found = loaded(
+        row | {"ranks": [1, 2, 2]},
+        row | {"ranks": [1, None, 2], "responses": ["a", "b", " "]},
+        row | {"ranks": [], "responses": []},
+        row | {"ranks": [1, 2], "responses": ["a", "a "]},
+    )
+    assert Counter(max(p.p_gold, 1 - p.p_gold) for p in found.pairs) == {1.0: 2, 0.5: 1}
+    assert found.skipped == {
+        "empty": 1,
+        "identical responses": 1,
+        "no rank": 1,
+        "no ranked answers": 1,
+        "the only ranked answer": 1,
+    }
+
+
+@given(st.lists(st.integers(0, 3), min_size=2, max_size=6))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+def test_a_ranking_is_all_its_pairs_each_as_the_ranks_say(
+    loaded: Callable[..., GoldSet], ranks: list[int]
+) -> None:
+    row = {"prompt": "Hi", "responses": [str(i) for i in range(len(ranks))]}
+    try:
+        found = loaded(row | {"ranks": ranks}).pairs
+    except SetupError:
+        assert len(set(ranks)) == 1
+        return
+    assert {frozenset((int(p.first), int(p.second))) for p in found} == {
+        frozenset((i, j)) for i in range(len(ranks)) for j in range(i)
+    }
+    assert len(found) == len(ranks) * (len(ranks) - 1) // 2
+    for pair in found:
+        low, high = ranks[int(pair.first)], ranks[int(pair.second)]
+        assert pair.p_gold == (0.5 if low == high else float(low < high))
+    # The same answers, said the other way about.
+    turned = loaded(row | {"scores": [-rank for rank in ranks]}).pairs
+    assert [p[1:] for p in turned] == [p[1:] for p in found]
+
+
+def test_a_pair_with_responses_beside_it_is_still_a_pair(loaded: Callable[..., GoldSet]) -> None:
+    found = loaded({**PAIR, "responses": ["x", "y"], "scores": [1, 2]})
+    assert (found.layout, better(found.pairs[0])) == ("pairs", "x")
+
+
 # Names, files and datasets.
 
 PAIR = {"prompt": "Hi", "chosen": "x", "rejected": "y"}
@@ -589,6 +797,9 @@ LABELLED = {"prompt": "Hi", "first": "x", "second": "y", "label": "A"}
 ARENA = {"conversation_a": [u("Hi"), a("x")], "conversation_b": [u("Hi"), a("y")], "winner": "tie"}
 HHH = {"input": "Hi", "targets": {"choices": ["x", "y"], "labels": [1, 0]}}
 HH_ROW = {"chosen": f"{HH} x", "rejected": f"{HH} y"}
+RANKING = {"prompt": "Hi", "responses": ["x", "y"], "ranks": [1, 2]}
+MESSAGE, *_ = flat(TREE)
+UNRANKED = {k: v for k, v in RANKING.items() if k != "ranks"}
 
 
 @pytest.mark.parametrize(
@@ -631,6 +842,44 @@ HH_ROW = {"chosen": f"{HH} x", "rejected": f"{HH} y"}
         (LABELLED, LABELLED | {"label": 3}, "unknown label 3; known are"),
         (LABELLED, LABELLED | {"label": True}, "unknown label True; known are"),
         (LABELLED, LABELLED | {"label": 0.7}, "unknown label 0.7; known are"),
+        (TREE, 3, "it must be an object with fields, found 3"),
+        (TREE, {"prompt": "Hi"}, "it must be an object with fields, found 'Hi'"),
+        (
+            TREE,
+            asks("z", says("y", True)),
+            "replies.0.rank: Input should be a valid number, found T",
+        ),
+        (TREE, asks("z", {}), "replies.0.message_id: Field required ("),
+        (
+            TREE,
+            said("human", "z"),
+            "role: Input should be 'prompter' or 'assistant', found 'human'",
+        ),
+        (TREE, asks("z", text="\ud800"), "text: holds half a character"),
+        (MESSAGE, MESSAGE | {"text": None}, "text: Input should be a valid string, found NoneType"),
+        (RANKING, RANKING | {"ranks": [1]}, "ranks: found 1 for 2 responses"),
+        (
+            RANKING,
+            RANKING | {"ranks": [1, "2"]},
+            "ranks.1: Input should be a valid number, found '2'",
+        ),
+        (
+            RANKING,
+            RANKING | {"scores": [1, 2]},
+            "one of ranks, rankings, scores was expected, found ",
+        ),
+        (RANKING, UNRANKED, "one of ranks, rankings, scores was expected, found none"),
+        (
+            RANKING,
+            RANKING | {"responses": ["x", {"y": ""}]},
+            "responses.1: Input should be a valid s",
+        ),
+        (RANKING, RANKING | {"prompt": 3}, "prompt: found 3, text was expected"),
+        (
+            RANKING,
+            {k: v for k, v in RANKING.items() if k != "prompt"},
+            "the row has no field 'prompt",
+        ),
         (
             LABELLED,
             {"prompt": "Hi", "label": 1, "first": "x"},
@@ -653,6 +902,24 @@ def test_a_row_that_is_not_like_the_first_is_refused_by_its_number(
     assert said in str(caught.value)
     assert "the first row says layout " in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ([TREE, TREE], "message_id: 'q' is that of row 1 as well (leave one of them out)"),
+        ([MESSAGE, MESSAGE], "message_id: 'q' is that of row 1 as well (leave one of them out)"),
+        ([MESSAGE, *flat(says("z", 0), "z")], "parent_id: leads in a circle (mend parent_id)"),
+    ],
+)
+def test_messages_that_make_no_tree_are_refused_by_their_line(
+    tmp_path: Path, rows: list[Row], said: str
+) -> None:
+    path = tmp_path / "set.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    with pytest.raises(SetupError) as caught:
+        load_gold(str(path))
+    assert str(caught.value) == f"{path}:2: {said}"
 
 
 @pytest.mark.parametrize(
@@ -839,6 +1106,20 @@ def test_transcripts_of_a_real_file_read_as_its_split_rows_do(tmp_path: Path) ->
     plain = [p.prompt.model_copy(update={"tags": ()}) for p in split.pairs]
     assert [p.prompt for p in whole.pairs] == plain
     assert [p[2:] for p in whole.pairs] == [p[2:] for p in split.pairs]
+
+
+def test_the_trees_of_openassistant_hold_the_pairs_that_others_took_from_them() -> None:
+    # 687 answers of which 46 have no rank; rankings of K answers by K, counted beside this code.
+    found = real("formats/oasst-trees.jsonl.gz")
+    assert (found.layout, len(found.pairs), found.skipped) == ("oasst-trees", 754, {"no rank": 46})
+    theirs = real("human_pairs/oasst-ranked.jsonl.gz")
+    assert {(p.prompt.messages, better(p), worse(p)) for p in found.pairs} == {
+        (p.prompt.messages, better(p), worse(p)) for p in theirs.pairs
+    }
+    groups = grouped(found.pairs, {opening(p.prompt): "train" for p in found.pairs}).groups
+    sizes = Counter(len(group.responses) for group in groups)
+    assert sizes == {2: 57, 3: 117, 4: 27, 5: 3, 6: 6, 8: 1, 9: 1}
+    assert sum(len(group.comparisons) for group in groups) == 754
 
 
 def test_identification_is_not_taken_for_pairs() -> None:

@@ -2,7 +2,7 @@
 
 LLMBar (Zeng et al. 2023), PandaLM (Wang et al. 2023), HHH (Askell et al. 2021), the transcripts of
 HH-RLHF (Bai et al. 2022a), Chatbot Arena (Zheng et al. 2023), preference datasets of TRL, ShareGPT
-and UltraFeedback, and plain labelled rows.
+and UltraFeedback, plain labelled rows, and what `rankings` makes of rankings.
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
+from rlaif.gold.rankings import KIND, RANKINGS
 from rlaif.gold.sources import Rows, Source, shown
 from rlaif.types import Message, Role
 
@@ -213,6 +215,18 @@ def _labelled(row: Row) -> Pair:
     return _pair(first, second, verdict)
 
 
+def _ranked(row: Row) -> Pair:
+    if row["left_out"]:
+        raise NoPair(row["left_out"])
+    if row.keys().isdisjoint(CONTEXT):
+        raise ValueError(f"the row has no field {'|'.join(CONTEXT)!r}")
+    return Pair(context_of(row), row["better"], row["worse"], 0.5 if row["level"] else 1.0)
+
+
+def _is_ranked(name: str, row: Row) -> bool:
+    return row.get(KIND) == name
+
+
 def _verdict(label: Any, known: Mapping[str, float]) -> float | None:
     if label is None or label == "":
         return None
@@ -237,6 +251,7 @@ def _is_hh_transcripts(row: Row) -> bool:
 
 
 LAYOUTS = (
+    *(Layout(name, has, partial(_is_ranked, name), _ranked) for name, has in RANKINGS.items()),
     Layout(
         "llmbar",
         "input, output_1, output_2, label (1 or 2)",

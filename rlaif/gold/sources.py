@@ -16,12 +16,12 @@ import pyarrow.parquet as pq
 
 from rlaif.errors import SetupError
 from rlaif.files import find
+from rlaif.gold.rankings import Rows as Rows
+from rlaif.gold.rankings import expanded
 
 SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz", ".parquet")
 SAVED = ("state.json", "dataset_dict.json")
 """Either lies in a folder that `save_to_disk` wrote."""
-Rows = list[tuple[int, Any]]
-"""Number in the file, from 1, and the row."""
 
 
 class Source(NamedTuple):
@@ -44,8 +44,10 @@ class Source(NamedTuple):
 
 
 def read_source(name: str) -> Source:
-    """What `name` means (see `load_gold`). Raises SetupError if it is not there or not readable."""
-    return _hub(name) if name.startswith("hub:") else _local(name)
+    """What `name` means (see `load_gold`), rankings as rows of two answers. Raises SetupError if it
+    is not there or not readable."""
+    source = _hub(name) if name.startswith("hub:") else _local(name)
+    return source._replace(rows=expanded(source.rows, source.wrong))
 
 
 def shown(value: Any) -> str:
