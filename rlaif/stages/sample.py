@@ -23,7 +23,8 @@ class SampleConfig(Record):
     """Which prompts are answered, and how."""
 
     prompts: str
-    """Prompt set: a JSONL file, or the name of one of ours (everyday, sensitive, harmful, smoke)."""
+    """Prompt set: a JSONL file, or the name of one of ours (everyday, sensitive, harmful,
+    smoke)."""
     limit: int | None = Field(default=None, ge=2)
     """Only the first so many prompts; none: all."""
     k: int = Field(default=4, ge=2)
