@@ -170,6 +170,29 @@ def test_a_set_whose_pairs_contradict_each_other_throughout_is_refused(tmp_path:
         read(tmp_path, rows)
 
 
+def test_a_pair_with_an_empty_response_is_left_out_and_counted(tmp_path: Path) -> None:
+    groups, section = read(tmp_path, [*PLAIN, pair("Empty?", "good", " ")])
+    assert len(groups) == len(PLAIN)
+    assert section.skipped == {"empty response": 1}
+    assert section.rows == len(PLAIN) + 1
+
+
+def test_a_set_is_not_held_out_from_itself(tmp_path: Path) -> None:
+    path = written(tmp_path / "rows.jsonl", PLAIN)
+    with pytest.raises(SetupError, match=r"human\.test_path: is human\.path as well"):
+        made(tmp_path, HumanConfig(path=path, test_path=path))
+
+
+def test_data_that_has_changed_under_a_study_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    read(tmp_path, PLAIN)
+    read(tmp_path, PLAIN)
+    assert "has changed" not in capsys.readouterr().err
+    read(tmp_path, PLAIN[:-1])
+    assert "human: the data has changed since the last time" in capsys.readouterr().err
+
+
 def test_a_test_set_of_the_same_conversations_leaves_nothing_to_train_on(tmp_path: Path) -> None:
     with pytest.raises(SetupError, match="leaves no decided pair to train on"):
         read(tmp_path, PLAIN, PLAIN)

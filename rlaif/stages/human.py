@@ -38,14 +38,21 @@ class HumanConfig(Record):
 async def run(config: HumanConfig, work: Workspace) -> None:
     """Writes prompts.jsonl, responses.jsonl, human.jsonl (groups with people's labels) and
     splits.json. Raises SetupError where there is nothing to train on or nothing to hold out."""
-    gold = load_gold(config.path)
+    if config.test_path == config.path:
+        raise SetupError(
+            "is human.path as well",
+            field="human.test_path",
+            fix="leave it out (test_fraction is held out then), or name another set",
+        )
+    gold, empty = _answered(load_gold(config.path))
     pairs = some(gold.pairs, config.limit)
     sets, leaked = [gold], set[str]()
     if config.test_path is None:
         openings = {opening(p.prompt) for p in pairs}
         splits = dict(split_by_prompt(openings, config.test_fraction, work.seed))
     else:
-        held_out = load_gold(config.test_path)
+        held_out, more = _answered(load_gold(config.test_path))
+        empty += more
         sets.append(held_out)
         test = some(held_out.pairs, config.limit)
         leaked = leaking(pairs, test)
@@ -58,7 +65,10 @@ async def run(config: HumanConfig, work: Workspace) -> None:
         splits |= {opening(p.prompt): "test" for p in test}
         pairs = [p for p in pairs if p.prompt.id not in leaked] + test
     found = grouped(pairs, splits)
-    section = _section(sets, found, leaked)
+    section = _section(sets, found, leaked, empty)
+    before = work.part("human")
+    if before is not None and tuple(before["sha256"]) != section.sha256:
+        say("human: the data has changed since the last time; what hangs on it is made anew")
     for split, meant in (("train", "train on"), ("test", "hold out")):
         if not section.groups[split]:  # type: ignore[index]
             raise SetupError(
@@ -97,10 +107,18 @@ async def run(config: HumanConfig, work: Workspace) -> None:
     )
 
 
-def _section(sets: list[GoldSet], found: Grouped, leaked: set[str]) -> HumanSection:
+def _answered(gold: GoldSet) -> tuple[GoldSet, int]:
+    """The pairs of two answers with text (another has no token to train on), and how many have not."""
+    pairs = tuple(p for p in gold.pairs if p.first.strip() and p.second.strip())
+    return gold._replace(pairs=pairs), len(gold.pairs) - len(pairs)
+
+
+def _section(sets: list[GoldSet], found: Grouped, leaked: set[str], empty: int) -> HumanSection:
     skipped: Counter[str] = Counter()
     for of in sets:
         skipped.update(of.skipped)
+    if empty:
+        skipped["empty response"] = empty
     count: dict[Split, int] = {"train": 0, "test": 0}
     pairs: dict[Split, int] = {"train": 0, "test": 0}
     for g in found.groups:
@@ -111,7 +129,7 @@ def _section(sets: list[GoldSet], found: Grouped, leaked: set[str]) -> HumanSect
         sets=tuple(of.path for of in sets),
         sha256=tuple(of.sha256 for of in sets),
         layout=sets[0].layout,
-        rows=sum(len(of.pairs) + sum(of.skipped.values()) for of in sets),
+        rows=sum(len(of.pairs) for of in sets) + sum(skipped.values()),
         skipped=dict(sorted(skipped.items())),
         level=found.level,
         repeated=found.repeated,
