@@ -26,7 +26,7 @@ from rlaif.evaluate.estimates import (
     clustered,
 )
 from rlaif.evaluate.intervals import Interval, excludes
-from rlaif.evaluate.power import detectable, needed_for_equivalence, needed_for_width
+from rlaif.evaluate.power import detectable, needed_for_equivalence
 
 REPETITIONS = 400
 
@@ -326,13 +326,13 @@ def test_prompts_needed_for_equivalence_find_it_as_often_as_promised() -> None:
 
 def test_needed_prompts_are_the_fewest_that_do() -> None:
     estimate = estimated(Part(variance=0.09 / 50, df=49), None, 50, 0)
-    needed = needed_for_width(estimate, 0.04)
+    needed = needed_for_equivalence(estimate, 0.04)
     assert needed is not None
 
-    def half(n: int) -> float:
-        return float(stats.t.ppf(0.975, n - 1)) * math.sqrt(0.09 / n)
+    def reach(n: int) -> float:
+        return float(stats.t.ppf([0.95, 0.9], n - 1).sum()) * math.sqrt(0.09 / n)
 
-    assert half(needed) <= 0.04 < half(needed - 1)
+    assert reach(needed) <= 0.04 < reach(needed - 1)
 
 
 def test_no_number_of_prompts_makes_up_for_seeds_that_vary() -> None:
@@ -342,10 +342,10 @@ def test_no_number_of_prompts_makes_up_for_seeds_that_vary() -> None:
     assert seeds is not None
     assert 3 < seeds < 20
     with pytest.raises(ValueError, match="no seeds"):
-        needed_for_width(estimated(Part(variance=1e-4, df=99), None, 100, 0), 0.05, "seeds")
+        needed_for_equivalence(estimated(Part(variance=1e-4, df=99), None, 100, 0), 0.05, "seeds")
 
 
 def test_nothing_is_detectable_where_the_error_is_not_known() -> None:
     assert detectable(clustered([0.5, 0.6], ["p", "p"])) is None
     assert detectable(clustered([0.5, 0.5], ["p", "q"])) is None
-    assert needed_for_width(clustered([0.5, 0.6], ["p", "p"]), 0.1) is None
+    assert needed_for_equivalence(clustered([0.5, 0.6], ["p", "p"]), 0.1) is None
