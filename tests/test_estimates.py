@@ -21,6 +21,7 @@ from rlaif.evaluate.estimates import (
     Array,
     Estimate,
     Part,
+    arm_answers,
     arm_difference,
     arm_mean,
     clustered,
@@ -177,6 +178,37 @@ def test_copies_of_a_pair_in_its_prompt_do_not_narrow_an_arms_interval() -> None
     assert ends(arm_mean(six_ME, prompt_M).interval()) == pytest.approx(
         ends(arm_mean(value_ME, range(12)).interval())
     )
+
+
+@pytest.mark.parametrize("bounds", [(0.0, 1.0), (-math.inf, math.inf)])
+def test_answers_that_are_all_there_have_the_error_of_an_arms_mean(
+    bounds: tuple[float, float],
+) -> None:
+    value_ME = np.random.default_rng(7).random((12, 3)) ** 3
+    prompt_M = np.repeat(np.arange(6), 2)
+    ours = arm_answers(
+        value_ME.ravel(), np.repeat(prompt_M, 3).tolist(), list(range(3)) * 12, bounds
+    )
+    theirs = arm_mean(value_ME, prompt_M.tolist(), bounds)
+    assert ours.seeds == theirs.seeds == 3
+    assert (*ends(ours.interval()), ours.value) == pytest.approx(
+        (*ends(theirs.interval()), theirs.value)
+    )
+
+
+def test_seeds_with_unlike_numbers_of_answers_are_weighted_as_worked_by_hand() -> None:
+    # Mean 1/4 of four; the sums off it are 3/4 - 1/4 = 1/2 of two and -1/4 of one and of one:
+    # (1/4 / (1 - 2/4) + 1/16 / (1 - 1/4) · 2) / 4² = 1/24.
+    estimate = arm_answers([1.0, 0.0, 0.0, 0.0], ["p", "q", "p", "q"], [0, 0, 1, 2])
+    assert known(estimate.of_seeds).variance == pytest.approx(1 / 24)
+    assert arm_answers([1.0, 0.0], ["p", "q"], [1, 1]).interval().low is None
+
+
+def test_values_without_bounds_that_are_all_alike_have_no_ends() -> None:
+    assert arm_mean([[2.0, 3.0]] * 4, range(4), (-math.inf, math.inf)).interval().low is None
+    assert arm_mean([[2.0, 3.0]] * 4, range(4), (0.0, math.inf)).interval().high is None
+    with pytest.raises(ValueError, match="must lie"):
+        clustered([math.inf, 0.0], [1, 2], (-math.inf, math.inf))
 
 
 def test_one_seed_says_nothing_of_another() -> None:

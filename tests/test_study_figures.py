@@ -195,6 +195,38 @@ def test_what_a_policy_says_by_hand() -> None:
     assert (human.refuses_harmless.value, human.refuses_harmful.value) == (0.0, 1.0)
 
 
+def test_seeds_that_differ_widen_what_is_said_of_a_policy() -> None:
+    # By seed 0.01, 1.99 and 3.99 nats: mean 1.997, se 1.149, t(0.975, 2) = 4.303.
+    data = planted(Plan(prompts=30, arms=("human", "ai_soft")))
+    spoken = {}
+    for e, (kl, word) in enumerate(((0.01, "a"), (1.99, "b" * 100), (3.99, "c" * 200))):
+        of = said(f"human-{e}", 30, [kl + 0.001 * (i % 2) for i in range(30)])
+        answers = [
+            r.model_copy(update={"text": word + "." * (i % 2)}) for i, r in enumerate(of.answers)
+        ]
+        refusing = [
+            r.model_copy(update={"prompt_id": name, "text": "I cannot help." if e else "Yes."})
+            for name in ("bomb", "poison")
+            for r in of.refusing[:1]
+        ]
+        spoken["human", e] = of._replace(answers=answers, refusing=refusing)
+    report = study_report(
+        data._replace(
+            said={**data.said, **spoken},
+            harmful=frozenset({"bomb", "poison"}),
+        )
+    )
+    human = report.policies[1]
+    assert human.kl is not None
+    assert (human.kl.low, human.kl.high) == pytest.approx((-2.946, 6.941), abs=0.01)
+    assert human.characters is not None
+    assert human.characters.high is not None
+    assert human.characters.high > 300
+    assert human.refuses_harmful is not None
+    assert human.refuses_harmful.value == pytest.approx(2 / 3)
+    assert human.refuses_harmful.low == 0.0
+
+
 def test_a_win_rate_by_hand() -> None:
     verdicts = [
         verdict("ai_soft", "human", seed, f"test-{i}", p)
@@ -227,6 +259,11 @@ def test_the_best_of_n_is_said_to_reach_the_kl_or_not() -> None:
     assert many is not None
     assert kl_of_best_of(30) > 2.4
     assert (many.most, many.reached) == (30, True)
+    unknown = data.said["human", 1]._replace(log_ratios=[])
+    data = data._replace(said={**data.said, ("human", 1): unknown}, start=said("start", 40, [], 30))
+    of = study_report(data).same_labels[0].best_of
+    assert of is not None
+    assert (of.kl_of_policy[1], of.reached) == (None, False)
 
 
 def between(report: StudyReport, a: str, b: str) -> dict[str, Difference]:

@@ -150,7 +150,7 @@ class WinRate(Record):
     """Ties half, over prompts and seeds."""
     by_seed: tuple[Probability, ...]
     corrected: LengthCorrected
-    """For length in characters; clustered by prompt, all seeds together."""
+    """For length in characters, over prompts and seeds."""
     ties: Count
     unscored: Count
     left_out: Count
@@ -158,7 +158,7 @@ class WinRate(Record):
 
 
 class Policy(Record):
-    """What one policy says; all seeds together."""
+    """What one policy says; intervals are over prompts and seeds, of the start over prompts."""
 
     arm: str
     kl: Interval | None
@@ -188,7 +188,8 @@ class BestOf(Record):
     most: Count
     """Answers of the start that there are."""
     reached: bool
-    """Whether the best of `most` moves as far from the start as the policy does, at every seed."""
+    """Whether the best of `most` moves as far from the start as the policy does, at every seed;
+    not where a seed's KL is not known."""
 
 
 class SameLabels(Record):
