@@ -23,8 +23,9 @@ from rlaif.errors import SetupError
 from rlaif.evaluate.overoptimization import kl_of_best_of
 from rlaif.evaluate.study.data import StudyData
 from rlaif.evaluate.study.figures import family_of, kin_of, study_report
+from rlaif.evaluate.study.limits import limits
 from rlaif.evaluate.study.records import KINDS, Difference, StudyReport
-from rlaif.evaluate.study.words import alarms, headline, limits, planned_words, warnings
+from rlaif.evaluate.study.words import alarms, headline, planned_words, warnings
 
 MANY = 600
 
@@ -298,9 +299,80 @@ def test_with_few_prompts_nothing_is_shown_and_it_is_said_what_is_lacking() -> N
     for found in report.differences:
         assert found.detectable is not None
         assert found.detectable > 0.1
-    told = " ".join(s for _, sentences in limits(report) for s in sentences)
-    assert "It is shown neither that they differ nor that they are within 5.00 points" in told
-    assert "would take" in told
+    told = " ".join(item for of in limits(report) for item in of.items)
+    assert "shown neither to differ nor to be within 5.00 points" in told
+    assert "of arms that are alike takes" in told
+
+
+def test_what_a_study_does_not_show_is_said_once_a_kind() -> None:
+    report = study_report(planted(Plan(shares=(0.25, 0.5))))
+    found = {of.title: of for of in limits(report)}
+    assert list(found) == [
+        "Held-out accuracy of the reward model by people's labels",
+        "Held-out accuracy of DPO by people's labels",
+        "Win rates against start",
+        "Win rates against human",
+        "Reward model against DPO on the same labels",
+        "Best of n against the policy of the same labels",
+        "KL from the start",
+        "Refusals",
+        "The exchange rate",
+    ]
+    assert [len(of.items) for of in found.values()] == [3, 3, 3, 2, 3, 3, 3, 4, 3]
+    assert found["KL from the start"].items[0].startswith("human: ")
+    assert (
+        "At one KL: no, 4 answers are too few."
+        in found["Best of n against the policy of the same labels"].items[0]
+    )
+    # One interval of one win rate.
+    for item in found["Win rates against start"].items:
+        assert item.count("[") == 1
+
+
+def test_an_arm_without_a_scored_comparison_is_named() -> None:
+    data = planted()
+    lost = [
+        v.model_copy(update={"comparison": comparison(v.comparison.prompt_id, None)})
+        if (v.first, v.second, v.seed) == ("ai_soft", "human", 1)
+        else v
+        for v in data.verdicts
+    ]
+    report = study_report(data._replace(verdicts=lost))
+    assert set(report.against_human) == {"noise_matched"}
+    assert (
+        "No comparison against the arm human was scored under every seed for: ai_soft."
+        in warnings(report)
+    )
+    assert warnings(study_report(data)) == []
+
+
+def with_pairs(data: StudyData, pairs: dict[float, int]) -> StudyData:
+    """The learning curve's parts, trained on so many pairs."""
+    parts = {
+        (arm, e, share): unit._replace(
+            trained=unit.trained.model_copy(update={"pairs": pairs[share]})
+        )
+        for (arm, e, share), unit in data.parts.items()
+    }
+    return data._replace(parts=parts)
+
+
+def test_shares_with_as_many_pairs_are_one_size_and_it_is_said() -> None:
+    four = with_pairs(planted(Plan(shares=(0.2, 0.25, 0.5))), {0.2: 25, 0.25: 25, 0.5: 50})
+    report = study_report(four)
+    assert report.curve is not None
+    assert report.curve.human.pairs == report.curve.ai.pairs == (25, 50, 100)
+    assert any("The 4 shares of the learning curve come to 3 sizes" in w for w in warnings(report))
+    three = with_pairs(planted(Plan(shares=(0.25, 0.5))), {0.25: 50, 0.5: 50})
+    report = study_report(three)
+    assert report.curve is None
+    assert any("come to 2 sizes in pairs: there is no exchange" in w for w in warnings(report))
+
+
+def test_a_curve_is_of_ai_hard_where_there_is_no_ai_soft() -> None:
+    arms = ("human", "ai_hard")
+    plan = Plan(arms=arms, right=dict.fromkeys(arms, 0.7), wins=dict.fromkeys(arms, 0.5))
+    assert study_report(planted(plan._replace(shares=(0.25, 0.5)))).curve is not None
 
 
 def test_a_better_arm_is_found_by_reward_models_dpo_and_win_rates(better: StudyReport) -> None:
@@ -420,6 +492,10 @@ def test_costs_and_what_a_label_is_worth() -> None:
     report = study_report(planted(plan))
     assert report.cost.human_labels == report.cost.ai_labels == 80
     assert report.cost.usd_per_ai_label == pytest.approx(0.1)
+    more = planted(plan)
+    beside = [comparison("test-0", 0.9, ("test-0/1", "test-0/2"))]
+    cost = study_report(more._replace(comparisons=[*more.comparisons, *beside])).cost
+    assert cost.ai_labels == 80  # people said nothing of the other pair
     assert report.curve is not None
     assert report.curve.human.pairs == (25, 50, 100)
     for rate, worth in zip(report.curve.rates, report.worth, strict=True):
