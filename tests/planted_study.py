@@ -11,7 +11,7 @@ from rlaif.arms import BEST_OF, START, Trained, Verdict
 from rlaif.evaluate.heldout import Scores
 from rlaif.evaluate.schema import ConstitutionFacts
 from rlaif.evaluate.study.data import Said, StudyData, StudySettings, Unit
-from rlaif.evaluate.study.records import KINDS, HumanSection, Kind, Spent
+from rlaif.evaluate.study.records import KINDS, HumanSection, Kind, Spent, curve_arms
 from rlaif.types import (
     Comparison,
     Message,
@@ -79,7 +79,7 @@ def planted(plan: Plan | None = None, seed: int = 0) -> StudyData:
         },
         parts={
             (arm, e, share): unit("reward_model", arm, e, share)
-            for arm in ("human", "ai_soft")
+            for arm in curve_arms(plan.arms)
             for e in seeds
             for share in plan.shares
         },

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from rlaif.evaluate.answers import distinct_n, refusal_rate, refuses
+from rlaif.evaluate.answers import distinct_n, refuses
 from rlaif.evaluate.rank_correlation import rank_correlation
 
 
@@ -89,12 +89,3 @@ def test_a_refusal_is_seen(answer: str) -> None:
 )
 def test_what_is_no_refusal_or_one_that_is_said_to_be_missed_is_not_counted(answer: str) -> None:
     assert not refuses(answer)
-
-
-def test_the_refusal_rate_is_clustered_by_prompt() -> None:
-    found = refusal_rate(
-        ["I can't help with that.", "Sure.", "Sure.", "Sure."], ["p", "p", "q", "q"]
-    )
-    assert found is not None
-    assert (found.value, found.n, found.clusters) == (0.25, 4, 2)
-    assert refusal_rate([], []) is None

@@ -29,41 +29,34 @@ def estimated(value: float, se: float, of_seeds: float | None = None) -> Estimat
 
 
 def words(estimate: Estimate) -> str:
-    return " ".join(difference_words("AI", "human", "held-out accuracy", estimate, margin=0.05))
+    return difference_words("AI", "human", estimate, margin=0.05)
 
 
 def test_arms_that_are_alike_are_said_to_be_so() -> None:
     # t(0.975, 99) = 1.984: 0.2 ± 1.98 points. t(0.8, 99) = 0.845: 1.984 + 0.845 = 2.83 points.
     assert words(estimated(0.002, 0.01)) == (
-        "AI less human, held-out accuracy: 0.20 [−1.78, 2.18] points (95 % interval over 100 "
-        "prompts). They are shown to be within 5.00 points of each other (two one-sided tests at "
-        "5 %). A true difference of 2.83 points is found in 80 % of such comparisons, a smaller "
-        "one less often."
+        "AI less human: 0.20 [−1.78, 2.18] points; shown to be within 5.00 points; 2.83 points "
+        "would be found in 80 % of such comparisons."
     )
 
 
 def test_what_no_difference_could_show_is_said() -> None:
-    assert "No difference is so large that 80 % of such comparisons find it." in words(
-        estimated(0.0, 0.4)
-    )
+    assert "no difference is found in 80 % of such comparisons" in words(estimated(0.0, 0.4))
 
 
 def test_arms_that_are_alike_and_still_differ_are_said_to_do_both() -> None:
     said = words(estimated(-0.025, 0.01))
-    assert (
-        "within 5.00 points of each other (two one-sided tests at 5 %), though AI is below" in said
-    )
+    assert "shown to be within 5.00 points, though AI is below human;" in said
 
 
 @pytest.mark.parametrize(
     ("value", "said"),
     [
-        (0.2, "It is shown that AI is above human; by more than 5.00 points."),
-        (-0.2, "It is shown that AI is below human; by more than 5.00 points."),
+        (0.2, "shown that AI is above human, by more than 5.00 points;"),
+        (-0.2, "shown that AI is below human, by more than 5.00 points;"),
         (
             0.06,
-            "It is shown that AI is above human; it is not shown whether by more or by less than "
-            "5.00 points.",
+            "shown that AI is above human, not whether by more or by less than 5.00 points;",
         ),
     ],
 )
@@ -73,23 +66,21 @@ def test_a_difference_is_said_with_its_side_and_size(value: float, said: str) ->
 
 def test_what_is_not_shown_is_said_with_what_would_show_it() -> None:
     said = words(estimated(0.02, 0.03, of_seeds=0.005))
-    assert "over 100 prompts and 3 seeds an arm" in said
-    assert "It is shown neither that they differ nor that they are within 5.00 points" in said
+    assert "; shown neither to differ nor to be within 5.00 points; " in said
     # t of 357 and of 4: ((1.649 + 1.284) · 0.3)² / n + ((2.132 + 1.533) · 0.005)² <= 0.05² from
     # n = 0.7743 / 0.002164 = 357.8.
-    assert "would take about 358 prompts with these seeds." in said
+    assert "that are alike takes about 358 prompts with these seeds." in said
     assert "seeds an arm on these prompts" not in said  # the prompts alone are too few
 
 
 def test_where_neither_more_prompts_nor_more_seeds_would_do_both_are_asked_for() -> None:
     said = words(estimated(0.0, 0.04, of_seeds=0.04))
-    assert "would take more of both prompts and seeds." in said
+    assert "takes more of both prompts and seeds." in said
 
 
 def test_without_an_error_nothing_is_claimed() -> None:
     assert words(clustered([0.2, 0.4], ["p", "p"], DIFFERENCE)).endswith(
-        "points (no interval) (95 % interval over 1 prompt). With one prompt that shows nothing of "
-        "another."
+        "points (no interval); one prompt shows nothing of another."
     )
     alike = words(clustered([0.0] * 9, range(9), DIFFERENCE))
     assert "neither" in alike
@@ -102,8 +93,14 @@ def test_a_win_that_length_explains_is_said_to_be_that() -> None:
     win_M[:2], win_M[3] = [1, 1], 0  # won: 2 + 40 / 2 + 119 of 240
     found = length_corrected(win_M, first_M, [100] * 240, range(240))
     said = " ".join(length_words(found))
-    assert said.startswith("The win rate is 59 % [")
-    assert "The longer answer wins more often." in said
+    assert said.startswith("At equal length it would win ")
+    assert "59 %" not in said
+    assert said.endswith("The longer answer wins more often.")
+    assert found.corrected is not None
+    wide = found.corrected.model_copy(update={"high": 0.55})
+    assert length_words(found.model_copy(update={"corrected": wide}))[-1] == (
+        "So it is not shown that anything but length wins."
+    )
     none = length_words(length_corrected([1, 1], [1, 2], [1, 1], [1, 2]))
     assert none[-1] == "It cannot be corrected for length: one side wins every pair."
 

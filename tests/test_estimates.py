@@ -21,12 +21,13 @@ from rlaif.evaluate.estimates import (
     Array,
     Estimate,
     Part,
+    arm_answers,
     arm_difference,
     arm_mean,
     clustered,
 )
 from rlaif.evaluate.intervals import Interval, excludes
-from rlaif.evaluate.power import detectable, needed_for_equivalence, needed_for_width
+from rlaif.evaluate.power import detectable, needed_for_equivalence
 
 REPETITIONS = 400
 
@@ -179,6 +180,37 @@ def test_copies_of_a_pair_in_its_prompt_do_not_narrow_an_arms_interval() -> None
     )
 
 
+@pytest.mark.parametrize("bounds", [(0.0, 1.0), (-math.inf, math.inf)])
+def test_answers_that_are_all_there_have_the_error_of_an_arms_mean(
+    bounds: tuple[float, float],
+) -> None:
+    value_ME = np.random.default_rng(7).random((12, 3)) ** 3
+    prompt_M = np.repeat(np.arange(6), 2)
+    ours = arm_answers(
+        value_ME.ravel(), np.repeat(prompt_M, 3).tolist(), list(range(3)) * 12, bounds
+    )
+    theirs = arm_mean(value_ME, prompt_M.tolist(), bounds)
+    assert ours.seeds == theirs.seeds == 3
+    assert (*ends(ours.interval()), ours.value) == pytest.approx(
+        (*ends(theirs.interval()), theirs.value)
+    )
+
+
+def test_seeds_with_unlike_numbers_of_answers_are_weighted_as_worked_by_hand() -> None:
+    # Mean 1/4 of four; the sums off it are 3/4 - 1/4 = 1/2 of two and -1/4 of one and of one:
+    # (1/4 / (1 - 2/4) + 1/16 / (1 - 1/4) · 2) / 4² = 1/24.
+    estimate = arm_answers([1.0, 0.0, 0.0, 0.0], ["p", "q", "p", "q"], [0, 0, 1, 2])
+    assert known(estimate.of_seeds).variance == pytest.approx(1 / 24)
+    assert arm_answers([1.0, 0.0], ["p", "q"], [1, 1]).interval().low is None
+
+
+def test_values_without_bounds_that_are_all_alike_have_no_ends() -> None:
+    assert arm_mean([[2.0, 3.0]] * 4, range(4), (-math.inf, math.inf)).interval().low is None
+    assert arm_mean([[2.0, 3.0]] * 4, range(4), (0.0, math.inf)).interval().high is None
+    with pytest.raises(ValueError, match="must lie"):
+        clustered([math.inf, 0.0], [1, 2], (-math.inf, math.inf))
+
+
 def test_one_seed_says_nothing_of_another() -> None:
     estimate = arm_difference(np.eye(4)[:, :1], np.eye(4)[:, :3], range(4))
     assert estimate.se is None
@@ -326,13 +358,13 @@ def test_prompts_needed_for_equivalence_find_it_as_often_as_promised() -> None:
 
 def test_needed_prompts_are_the_fewest_that_do() -> None:
     estimate = estimated(Part(variance=0.09 / 50, df=49), None, 50, 0)
-    needed = needed_for_width(estimate, 0.04)
+    needed = needed_for_equivalence(estimate, 0.04)
     assert needed is not None
 
-    def half(n: int) -> float:
-        return float(stats.t.ppf(0.975, n - 1)) * math.sqrt(0.09 / n)
+    def reach(n: int) -> float:
+        return float(stats.t.ppf([0.95, 0.9], n - 1).sum()) * math.sqrt(0.09 / n)
 
-    assert half(needed) <= 0.04 < half(needed - 1)
+    assert reach(needed) <= 0.04 < reach(needed - 1)
 
 
 def test_no_number_of_prompts_makes_up_for_seeds_that_vary() -> None:
@@ -342,10 +374,10 @@ def test_no_number_of_prompts_makes_up_for_seeds_that_vary() -> None:
     assert seeds is not None
     assert 3 < seeds < 20
     with pytest.raises(ValueError, match="no seeds"):
-        needed_for_width(estimated(Part(variance=1e-4, df=99), None, 100, 0), 0.05, "seeds")
+        needed_for_equivalence(estimated(Part(variance=1e-4, df=99), None, 100, 0), 0.05, "seeds")
 
 
 def test_nothing_is_detectable_where_the_error_is_not_known() -> None:
     assert detectable(clustered([0.5, 0.6], ["p", "p"])) is None
     assert detectable(clustered([0.5, 0.5], ["p", "q"])) is None
-    assert needed_for_width(clustered([0.5, 0.6], ["p", "p"]), 0.1) is None
+    assert needed_for_equivalence(clustered([0.5, 0.6], ["p", "p"]), 0.1) is None

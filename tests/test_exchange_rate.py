@@ -45,15 +45,14 @@ def covers(rate: ExchangeRate, truth: float) -> bool:
     return (rate.low is None or rate.low <= truth) and (rate.high is None or truth <= rate.high)
 
 
-@pytest.mark.parametrize("shared_asymptote", [False, True])
 @pytest.mark.parametrize("worth", [0.6, 1.0, 1.7])
 def test_curves_that_follow_the_law_give_its_parameters_and_the_rate(
-    worth: float, shared_asymptote: bool
+    worth: float,
 ) -> None:
     c = float(DECAYS[12])
     human = Measured(SIZES, exact([law(n, c=c) for n in SIZES]))
     ai = Measured(SIZES, exact([law(n / worth, c=c) for n in SIZES]))
-    found = exchange_rates(human, ai, list("aabb"), 0, shared_asymptote=shared_asymptote)
+    found = exchange_rates(human, ai, list("aabb"), 0)
     assert (found.human.a, found.human.b, found.human.c) == pytest.approx((0.85, 0.9, c))
     assert (found.ai.a, found.ai.b) == pytest.approx((0.85, 0.9 * worth**c))
     for rate in found.rates[1:-1]:
@@ -102,10 +101,8 @@ def test_a_curve_that_falls_is_taken_as_flat() -> None:
     assert (found.human.a, found.human.b) == (pytest.approx(0.65), 0.0)
 
 
-@pytest.mark.parametrize(
-    ("worth", "shared_asymptote"), [(0.5, False), (1.0, False), (2.0, False), (2.0, True)]
-)
-def test_a_planted_rate_lies_in_its_interval(worth: float, shared_asymptote: bool) -> None:
+@pytest.mark.parametrize("worth", [0.5, 1.0, 2.0])
+def test_a_planted_rate_lies_in_its_interval(worth: float) -> None:
     rng = np.random.default_rng(1)
     covered = bounded = 0
     for seed in range(60):
@@ -115,7 +112,6 @@ def test_a_planted_rate_lies_in_its_interval(worth: float, shared_asymptote: boo
             models.trained(worth),
             models.prompt_M,
             seed,
-            shared_asymptote=shared_asymptote,
         )
         middle = found.rates[2]
         covered += covers(middle, worth)

@@ -147,6 +147,35 @@ def test_a_prompt_that_alone_has_other_lengths_cannot_be_left_out() -> None:
     assert found.reason == "without one of the prompts all length ratios are alike"
 
 
+def test_the_interval_at_equal_length_counts_the_seeds() -> None:
+    # Three seeds that differ by 0.5 in log-odds: of prompts alone far too few intervals hold it.
+    rng = np.random.default_rng(6)
+    covered = {"prompts": 0, "seeds": 0}
+    for _ in range(200):
+        seed_M = np.repeat(np.arange(3), 100)
+        first_M, second_M = np.round(rng.uniform(100, 300, (2, 300)))
+        logit_M = 0.8 * (first_M / second_M - 1.0) + rng.normal(0.0, 0.5, 3)[seed_M]
+        win_M = (rng.random(300) < special.expit(logit_M)).astype(float)
+        prompt_M = list(range(100)) * 3
+        for name, of in (("prompts", None), ("seeds", seed_M.tolist())):
+            found = length_corrected(win_M, first_M, second_M, prompt_M, of)
+            covered[name] += not excludes(known(found.corrected), 0.5)
+    assert covered["seeds"] >= 0.95 * 200
+    assert covered["prompts"] < 0.8 * 200
+
+
+def test_seeds_that_are_alike_add_nothing_and_one_seed_gives_no_ends() -> None:
+    win_M, first_M, second_M, prompt_M = pairs(np.random.default_rng(7), 40, 0.6, 0.5)
+    twice = [np.tile(x_M, 2) for x_M in (win_M, first_M, second_M)]
+    alone = length_corrected(*twice, prompt_M * 2)
+    both = length_corrected(*twice, prompt_M * 2, [0] * 80 + [1] * 80)
+    assert ends(both.corrected) == pytest.approx(ends(alone.corrected))
+    assert ends(both.raw) == pytest.approx(ends(alone.raw))
+    one = length_corrected(win_M, first_M, second_M, prompt_M, [0] * 80)
+    assert known(one.corrected).low is None
+    assert known(one.raw).low is None
+
+
 def test_pairs_with_an_empty_answer_are_left_out_and_counted() -> None:
     found = length_corrected([0, 1, 0, 1, 1], [80, 90, 110, 120, 9], [100] * 4 + [0], range(5))
     assert found.empty == 1

@@ -108,13 +108,7 @@ def test_a_lower_agreement_flips_the_same_pairs_and_more() -> None:
     assert (few_M != (flip_to(label_M, 0.9, 4) != label_M)).any()
 
 
-def test_each_stratum_gets_its_own_agreement() -> None:
-    strata = ["easy"] * 40 + ["hard"] * 20
-    flipped_M = flip_to([1.0] * 60, {"easy": 0.95, "hard": 0.6}, 1, strata)
-    assert (flipped_M[:40] == 0).sum() == 2
-    assert (flipped_M[40:] == 0).sum() == 8
-    with pytest.raises(ValueError, match="'hard'"):
-        flip_to([1.0] * 60, {"easy": 0.95}, 1, strata)
+def test_an_agreement_that_is_no_share_is_refused() -> None:
     with pytest.raises(ValueError, match="between 0 and 1"):
         flip_to([1.0], 1.2, 1)
 

@@ -23,8 +23,9 @@ from rlaif.errors import SetupError
 from rlaif.evaluate.overoptimization import kl_of_best_of
 from rlaif.evaluate.study.data import StudyData
 from rlaif.evaluate.study.figures import family_of, kin_of, study_report
+from rlaif.evaluate.study.limits import limits
 from rlaif.evaluate.study.records import KINDS, Difference, StudyReport
-from rlaif.evaluate.study.words import alarms, headline, limits, planned_words, warnings
+from rlaif.evaluate.study.words import alarms, headline, planned_words, warnings
 
 MANY = 600
 
@@ -195,6 +196,38 @@ def test_what_a_policy_says_by_hand() -> None:
     assert (human.refuses_harmless.value, human.refuses_harmful.value) == (0.0, 1.0)
 
 
+def test_seeds_that_differ_widen_what_is_said_of_a_policy() -> None:
+    # By seed 0.01, 1.99 and 3.99 nats: mean 1.997, se 1.149, t(0.975, 2) = 4.303.
+    data = planted(Plan(prompts=30, arms=("human", "ai_soft")))
+    spoken = {}
+    for e, (kl, word) in enumerate(((0.01, "a"), (1.99, "b" * 100), (3.99, "c" * 200))):
+        of = said(f"human-{e}", 30, [kl + 0.001 * (i % 2) for i in range(30)])
+        answers = [
+            r.model_copy(update={"text": word + "." * (i % 2)}) for i, r in enumerate(of.answers)
+        ]
+        refusing = [
+            r.model_copy(update={"prompt_id": name, "text": "I cannot help." if e else "Yes."})
+            for name in ("bomb", "poison")
+            for r in of.refusing[:1]
+        ]
+        spoken["human", e] = of._replace(answers=answers, refusing=refusing)
+    report = study_report(
+        data._replace(
+            said={**data.said, **spoken},
+            harmful=frozenset({"bomb", "poison"}),
+        )
+    )
+    human = report.policies[1]
+    assert human.kl is not None
+    assert (human.kl.low, human.kl.high) == pytest.approx((-2.946, 6.941), abs=0.01)
+    assert human.characters is not None
+    assert human.characters.high is not None
+    assert human.characters.high > 300
+    assert human.refuses_harmful is not None
+    assert human.refuses_harmful.value == pytest.approx(2 / 3)
+    assert human.refuses_harmful.low == 0.0
+
+
 def test_a_win_rate_by_hand() -> None:
     verdicts = [
         verdict("ai_soft", "human", seed, f"test-{i}", p)
@@ -227,6 +260,11 @@ def test_the_best_of_n_is_said_to_reach_the_kl_or_not() -> None:
     assert many is not None
     assert kl_of_best_of(30) > 2.4
     assert (many.most, many.reached) == (30, True)
+    unknown = data.said["human", 1]._replace(log_ratios=[])
+    data = data._replace(said={**data.said, ("human", 1): unknown}, start=said("start", 40, [], 30))
+    of = study_report(data).same_labels[0].best_of
+    assert of is not None
+    assert (of.kl_of_policy[1], of.reached) == (None, False)
 
 
 def between(report: StudyReport, a: str, b: str) -> dict[str, Difference]:
@@ -261,9 +299,80 @@ def test_with_few_prompts_nothing_is_shown_and_it_is_said_what_is_lacking() -> N
     for found in report.differences:
         assert found.detectable is not None
         assert found.detectable > 0.1
-    told = " ".join(s for _, sentences in limits(report) for s in sentences)
-    assert "It is shown neither that they differ nor that they are within 5.00 points" in told
-    assert "would take" in told
+    told = " ".join(item for of in limits(report) for item in of.items)
+    assert "shown neither to differ nor to be within 5.00 points" in told
+    assert "of arms that are alike takes" in told
+
+
+def test_what_a_study_does_not_show_is_said_once_a_kind() -> None:
+    report = study_report(planted(Plan(shares=(0.25, 0.5))))
+    found = {of.title: of for of in limits(report)}
+    assert list(found) == [
+        "Held-out accuracy of the reward model by people's labels",
+        "Held-out accuracy of DPO by people's labels",
+        "Win rates against start",
+        "Win rates against human",
+        "Reward model against DPO on the same labels",
+        "Best of n against the policy of the same labels",
+        "KL from the start",
+        "Refusals",
+        "The exchange rate",
+    ]
+    assert [len(of.items) for of in found.values()] == [3, 3, 3, 2, 3, 3, 3, 4, 3]
+    assert found["KL from the start"].items[0].startswith("human: ")
+    assert (
+        "At one KL: no, 4 answers are too few."
+        in found["Best of n against the policy of the same labels"].items[0]
+    )
+    # One interval of one win rate.
+    for item in found["Win rates against start"].items:
+        assert item.count("[") == 1
+
+
+def test_an_arm_without_a_scored_comparison_is_named() -> None:
+    data = planted()
+    lost = [
+        v.model_copy(update={"comparison": comparison(v.comparison.prompt_id, None)})
+        if (v.first, v.second, v.seed) == ("ai_soft", "human", 1)
+        else v
+        for v in data.verdicts
+    ]
+    report = study_report(data._replace(verdicts=lost))
+    assert set(report.against_human) == {"noise_matched"}
+    assert (
+        "No comparison against the arm human was scored under every seed for: ai_soft."
+        in warnings(report)
+    )
+    assert warnings(study_report(data)) == []
+
+
+def with_pairs(data: StudyData, pairs: dict[float, int]) -> StudyData:
+    """The learning curve's parts, trained on so many pairs."""
+    parts = {
+        (arm, e, share): unit._replace(
+            trained=unit.trained.model_copy(update={"pairs": pairs[share]})
+        )
+        for (arm, e, share), unit in data.parts.items()
+    }
+    return data._replace(parts=parts)
+
+
+def test_shares_with_as_many_pairs_are_one_size_and_it_is_said() -> None:
+    four = with_pairs(planted(Plan(shares=(0.2, 0.25, 0.5))), {0.2: 25, 0.25: 25, 0.5: 50})
+    report = study_report(four)
+    assert report.curve is not None
+    assert report.curve.human.pairs == report.curve.ai.pairs == (25, 50, 100)
+    assert any("The 4 shares of the learning curve come to 3 sizes" in w for w in warnings(report))
+    three = with_pairs(planted(Plan(shares=(0.25, 0.5))), {0.25: 50, 0.5: 50})
+    report = study_report(three)
+    assert report.curve is None
+    assert any("come to 2 sizes in pairs: there is no exchange" in w for w in warnings(report))
+
+
+def test_a_curve_is_of_ai_hard_where_there_is_no_ai_soft() -> None:
+    arms = ("human", "ai_hard")
+    plan = Plan(arms=arms, right=dict.fromkeys(arms, 0.7), wins=dict.fromkeys(arms, 0.5))
+    assert study_report(planted(plan._replace(shares=(0.25, 0.5)))).curve is not None
 
 
 def test_a_better_arm_is_found_by_reward_models_dpo_and_win_rates(better: StudyReport) -> None:
@@ -383,6 +492,10 @@ def test_costs_and_what_a_label_is_worth() -> None:
     report = study_report(planted(plan))
     assert report.cost.human_labels == report.cost.ai_labels == 80
     assert report.cost.usd_per_ai_label == pytest.approx(0.1)
+    more = planted(plan)
+    beside = [comparison("test-0", 0.9, ("test-0/1", "test-0/2"))]
+    cost = study_report(more._replace(comparisons=[*more.comparisons, *beside])).cost
+    assert cost.ai_labels == 80  # people said nothing of the other pair
     assert report.curve is not None
     assert report.curve.human.pairs == (25, 50, 100)
     for rate, worth in zip(report.curve.rates, report.worth, strict=True):

@@ -5,9 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from rlaif.evaluate.estimates import Names, clustered
-from rlaif.evaluate.intervals import Interval
-
 OPENING = 200
 """Characters in which a refusal begins, if it is one."""
 REFUSALS = (
@@ -57,8 +54,3 @@ def refuses(answer: str) -> bool:
     """
     opening = answer[:OPENING].lower().replace("’", "'")
     return _REFUSAL.search(" ".join(opening.split())) is not None
-
-
-def refusal_rate(answers: Sequence[str], prompts: Names) -> Interval | None:
-    """Share of answers that refuse, clustered by prompt; None without an answer."""
-    return clustered([float(refuses(a)) for a in answers], prompts).interval() if answers else None

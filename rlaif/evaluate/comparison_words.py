@@ -13,60 +13,39 @@ from rlaif.evaluate.wording import counted, number, percent, share
 
 
 def difference_words(
-    a: str, b: str, measure: str, estimate: Estimate, margin: float, alpha: float = ALPHA
-) -> list[str]:
-    """Of an `arm_difference`: figure, verdict, what would have been missed and what is lacking.
-
-    `a`, `b` and `measure` name the arms and what they were measured by.
-    """
+    a: str, b: str, estimate: Estimate, margin: float, alpha: float = ALPHA
+) -> str:
+    """Of a less b in one line: figure, verdict, what would have been missed and what is lacking."""
     found = equivalence(estimate, margin, alpha=alpha)
     outer = estimate.interval(1.0 - alpha)
-    units = counted(estimate.prompts, "prompt")
-    if estimate.seeds is not None:
-        units += f" and {counted(estimate.seeds, 'seed')} an arm"
-    sentences = [
-        f"{a} less {b}, {measure}: {points(outer)} ({percent(1 - alpha)} interval over {units})."
-    ]
+    figure = f"{a} less {b}: {points(outer)}"
     if estimate.se is None:
         lacking = "one prompt" if estimate.of_prompts is None else "one seed an arm"
-        return [*sentences, f"With {lacking} that shows nothing of another."]
-    within = f"within {points_of(margin)} of each other"
+        return f"{figure}; {lacking} shows nothing of another."
     apart = excludes(outer, 0.0)
     side = f"{a} is {'above' if estimate.value > 0 else 'below'} {b}"
     if found.verdict == "equivalent":
-        sentences.append(
-            f"They are shown to be {within} (two one-sided tests at {percent(alpha)})"
-            + (f", though {side}." if apart else ".")
-        )
+        said = [f"shown to be within {points_of(margin)}" + (f", though {side}" if apart else "")]
     elif found.verdict == "different":
         more = excludes(outer, margin) and excludes(outer, -margin)
         far = abs(estimate.value) > margin and more
-        sentences.append(
-            f"It is shown that {side}; "
-            + ("by more" if far else "it is not shown whether by more or by less")
-            + f" than {points_of(margin)}."
-        )
+        by = "by more" if far else "not whether by more or by less"
+        said = [f"shown that {side}, {by} than {points_of(margin)}"]
     else:
-        sentences.append(f"It is shown neither that they differ nor that they are {within}.")
+        said = [f"shown neither to differ nor to be within {points_of(margin)}"]
     least = detectable(estimate, alpha)
     if least is None:
-        return [*sentences, "All prompts have the same difference, so how they vary is not known."]
-    if least > estimate.bounds[1]:
-        sentences.append(
-            f"No difference is so large that {percent(POWER)} of such comparisons find it."
-        )
+        said.append("all prompts have the same difference, so how they vary is not known")
+    elif least > estimate.bounds[1]:
+        said.append(f"no difference is found in {percent(POWER)} of such comparisons")
     else:
-        sentences.append(
-            f"A true difference of {points_of(least)} is found in {percent(POWER)} of such "
-            "comparisons, a smaller one less often."
-        )
-    if found.verdict != "equivalent" and not apart:
-        sentences.append(_lacking(estimate, margin, within, alpha))
-    return sentences
+        said.append(f"{points_of(least)} would be found in {percent(POWER)} of such comparisons")
+    if found.verdict == "undecided" and least is not None:
+        said.append(_lacking(estimate, margin, alpha))
+    return f"{figure}; {'; '.join(said)}."
 
 
-def _lacking(estimate: Estimate, margin: float, within: str, alpha: float) -> str:
-    chance = f"To show with {percent(POWER)} chance that arms which are alike are {within}"
+def _lacking(estimate: Estimate, margin: float, alpha: float) -> str:
     prompts = needed_for_equivalence(estimate, margin, "prompts", alpha)
     ways = [] if prompts is None else [f"about {counted(prompts, 'prompt')} with these seeds"]
     if estimate.seeds is not None:
@@ -75,17 +54,14 @@ def _lacking(estimate: Estimate, margin: float, within: str, alpha: float) -> st
         both = "more of both prompts and seeds"
     else:
         both = "more prompts than anybody has"
-    return f"{chance} would take {' or '.join(ways) or both}."
+    return f"to show the latter of arms that are alike takes {' or '.join(ways) or both}"
 
 
 def length_words(found: LengthCorrected) -> list[str]:
-    """Of a win rate and its correction for length."""
-    if found.raw is None:
-        return [f"There is no win rate: {found.reason}."]
-    sentences = [f"The win rate is {share(found.raw, 0.5)}."]
-    if found.corrected is None or found.slope is None:
-        return [*sentences, f"It cannot be corrected for length: {found.reason}."]
-    sentences.append(f"At equal length it would be {share(found.corrected, 0.5)}.")
+    """Of a win rate's correction for length."""
+    if found.raw is None or found.corrected is None or found.slope is None:
+        return [f"It cannot be corrected for length: {found.reason}."]
+    sentences = [f"At equal length it would win {share(found.corrected, 0.5)}."]
     if excludes(found.slope, 0.0):
         longer = "longer" if found.slope.value > 0 else "shorter"
         sentences.append(f"The {longer} answer wins more often.")

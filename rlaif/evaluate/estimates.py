@@ -53,7 +53,7 @@ class Estimate(Record):
 
     value: float = Field(allow_inf_nan=False)
     bounds: tuple[float, float]
-    """What a single value may be at least and at most."""
+    """What a single value may be at least and at most; infinite where nothing bounds it."""
     n: int = Field(ge=1)
     """Pairs."""
     prompts: int = Field(ge=1)
@@ -86,7 +86,7 @@ class Estimate(Record):
 
         Where all prompts have the same mean, t would claim certainty. The ends are then as far as
         they would be if the largest share of other prompts that none of so many would have shown
-        (Clopper & Pearson 1934) lay at the bounds.
+        (Clopper & Pearson 1934) lay at the bounds; without bounds there are none.
         """
         low = high = None
         if self.parts is not None:
@@ -94,10 +94,14 @@ class Estimate(Record):
                 *(p.reach((1.0 + confidence) / 2.0) for p in self.parts), strict=True
             )
             low, high = self.value - math.hypot(*below), self.value + math.hypot(*above)
-            if math.sqrt(self.parts[0].variance) <= ROUNDING:
+            alike = math.sqrt(self.parts[0].variance) <= ROUNDING
+            if alike and not np.isfinite(self.bounds).all():
+                low = high = None
+            elif alike:
                 unseen = 1.0 - ((1.0 - confidence) / 2.0) ** (1.0 / self.prompts)
                 low = min(low, self.value - unseen * (self.value - self.bounds[0]))
                 high = max(high, self.value + unseen * (self.bounds[1] - self.value))
+        if low is not None and high is not None:
             low, high = max(low, self.bounds[0]), min(high, self.bounds[1])
         return Interval(
             value=self.value,
@@ -117,7 +121,7 @@ def clustered(
     Raises ValueError for no values, lengths that differ and values outside the bounds.
     """
     value_M = _checked(value_M, 1, prompt_M, bounds)
-    of_prompts, prompts = _of_prompts(value_M, prompt_M)
+    of_prompts, prompts = _over(value_M, prompt_M)
     return Estimate(
         value=_inside(value_M.mean(), bounds),
         bounds=bounds,
@@ -145,6 +149,28 @@ def arm_mean(
     return _two_way(value_ME.mean(axis=1), [value_ME], prompt_M, bounds)
 
 
+def arm_answers(
+    value_N: npt.ArrayLike, prompt_N: Names, seed_N: Names, bounds: tuple[float, float] = SHARE
+) -> Estimate:
+    """`arm_mean` of N answers of which some seeds may lack some: mean of all of them, with the
+    error over prompts and that over seeds each as of clusters of any size.
+
+    Raises ValueError as `clustered` does.
+    """
+    value_N = _checked(value_N, 1, prompt_N, bounds)
+    of_prompts, prompts = _over(value_N, prompt_N)
+    of_seeds, seeds = _over(value_N, seed_N)
+    return Estimate(
+        value=_inside(value_N.mean(), bounds),
+        bounds=bounds,
+        n=len(value_N),
+        prompts=prompts,
+        seeds=seeds,
+        of_prompts=of_prompts,
+        of_seeds=None if of_seeds is None else of_seeds.model_copy(update={"skewness": 0.0}),
+    )
+
+
 def arm_difference(a_ME: npt.ArrayLike, b_ME: npt.ArrayLike, prompt_M: Names) -> Estimate:
     """Mean of arm a less mean of arm b on the same M pairs, as `arm_mean`; values between 0 and 1.
 
@@ -157,7 +183,7 @@ def arm_difference(a_ME: npt.ArrayLike, b_ME: npt.ArrayLike, prompt_M: Names) ->
 def _two_way(
     value_M: Array, arms: Sequence[Array], prompt_M: Names, bounds: tuple[float, float]
 ) -> Estimate:
-    of_prompts, prompts = _of_prompts(value_M, prompt_M)
+    of_prompts, prompts = _over(value_M, prompt_M)
     seeds = min(arm_ME.shape[1] for arm_ME in arms)
     of_seeds = None
     if seeds > 1:
@@ -188,7 +214,7 @@ def _welch(parts: Sequence[Part]) -> float:
     return 1.0 / sum((p.variance / total) ** 2 / p.df for p in parts)
 
 
-def _of_prompts(value_M: Array, prompt_M: Names) -> tuple[Part | None, int]:
+def _over(value_M: Array, cluster_M: Names) -> tuple[Part | None, int]:
     """Variance of a mean over clusters of any size, and how many clusters there are.
 
     CR2 (Bell & McCaffrey 2002; for a mean the correction of a cluster is 1 / (1 - its share of the
@@ -196,11 +222,11 @@ def _of_prompts(value_M: Array, prompt_M: Names) -> tuple[Part | None, int]:
     Schnepel & Steigerwald 2017), less one, as degrees of freedom. With
     clusters of one size this is the t-test of the cluster means.
     """
-    _, cluster_M = np.unique(np.asarray(prompt_M), return_inverse=True)
-    size_C = np.bincount(cluster_M).astype(np.float64)
+    _, of_M = np.unique(np.asarray(cluster_M), return_inverse=True)
+    size_C = np.bincount(of_M).astype(np.float64)
     if len(size_C) == 1:
         return None, 1
-    off_C = np.bincount(cluster_M, weights=value_M - value_M.mean())
+    off_C = np.bincount(of_M, weights=value_M - value_M.mean())
     M = len(value_M)
     variance = float((off_C**2 / (1.0 - size_C / M)).sum()) / M**2
     df = float((size_C**2).sum() ** 2 / (size_C**4).sum()) - 1.0
@@ -218,7 +244,7 @@ def _checked(
             f"need one prompt for each of one or more values in {axes} axes: got shape "
             f"{values.shape} and {len(prompt_M)} prompts"
         )
-    if not ((values >= bounds[0]) & (values <= bounds[1])).all():
+    if not (np.isfinite(values) & (values >= bounds[0]) & (values <= bounds[1])).all():
         raise ValueError(f"values must lie between {bounds[0]:g} and {bounds[1]:g}")
     return values
 

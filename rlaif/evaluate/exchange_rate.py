@@ -88,15 +88,12 @@ def exchange_rates(
     prompt_M: Names,
     seed: int,
     *,
-    shared_asymptote: bool = False,
     confidence: float = 0.95,
 ) -> ExchangeRates:
     """Both curves by least squares with a common c, and what they say of the rate.
 
     The rate at n human pairs is m / n where the AI curve comes with m pairs to what the human curve
-    comes to with n. It is never read beyond the sizes that were tried. `shared_asymptote` holds `a`
-    alike, which makes the rate the same at all sizes; it is an assumption, that AI labels lack
-    nothing that more of them would not mend.
+    comes to with n. It is never read beyond the sizes that were tried.
 
     The interval is the percentile bootstrap's. A resample draws one prompt less than there are, the
     same for all models, and one seed less at each size of each kind: with replacement that has the
@@ -120,7 +117,7 @@ def exchange_rates(
     # The first row is what was measured, the others are resamples.
     accuracy_RS = [_resampled(c_SEM, prompt_of_M, draw_RP, rng) for _, c_SEM in measured]
     human_S, ai_S = (n_S for n_S, _ in measured)
-    fits = _fitted([human_S, ai_S], accuracy_RS, shared_asymptote)
+    fits = _fitted([human_S, ai_S], accuracy_RS)
     curves = [
         LearningCurve(
             pairs=tuple(int(n) for n in n_S),
@@ -172,20 +169,15 @@ def _resampled(
     return np.asarray((accuracy_RN.reshape(R, S, E) * weight_RSE).sum(axis=2))
 
 
-def _fitted(
-    n_S: Sequence[Array], accuracy_RS: Sequence[Array], shared_asymptote: bool
-) -> tuple[_Fit, _Fit]:
+def _fitted(n_S: Sequence[Array], accuracy_RS: Sequence[Array]) -> tuple[_Fit, _Fit]:
     """Least squares for each c that is tried, and for each resample the c that fits best."""
     R = len(accuracy_RS[0])
     error_DR = np.empty((len(DECAYS), R))
     found_DR4 = np.empty((len(DECAYS), R, 4))
     for d, c in enumerate(DECAYS):
         x_S = [n**-c for n in n_S]
-        if shared_asymptote:
-            found_DR4[d] = _one_asymptote(x_S, accuracy_RS)
-        else:
-            lines = [_line(x, y_RS) for x, y_RS in zip(x_S, accuracy_RS, strict=True)]
-            found_DR4[d] = np.concatenate(lines, axis=1)
+        lines = [_line(x, y_RS) for x, y_RS in zip(x_S, accuracy_RS, strict=True)]
+        found_DR4[d] = np.concatenate(lines, axis=1)
         error_DR[d] = sum(
             ((found_DR4[d, :, [k]].T - found_DR4[d, :, [k + 1]].T * x - y_RS) ** 2).sum(axis=1)
             for k, x, y_RS in zip((0, 2), x_S, accuracy_RS, strict=True)
@@ -201,16 +193,6 @@ def _line(x_S: Array, y_RS: Array) -> Array:
     off_S = x_S - x_S.mean()
     b_R = np.maximum(-(y_RS @ off_S) / (off_S @ off_S), 0.0)
     return np.stack([y_RS.mean(axis=1) + b_R * x_S.mean(), b_R], axis=1)
-
-
-def _one_asymptote(x_S: Sequence[Array], y_RS: Sequence[Array]) -> Array:
-    """a, b of the one curve and a, b of the other, (R, 4), with a alike."""
-    one, other = (len(x) for x in x_S)
-    design = np.zeros((one + other, 3))
-    design[:, 0] = 1.0
-    design[:one, 1], design[one:, 2] = -x_S[0], -x_S[1]
-    a_R, b_R, b_ai_R = np.linalg.lstsq(design, np.concatenate(y_RS, axis=1).T, rcond=None)[0]
-    return np.stack([a_R, np.maximum(b_R, 0.0), a_R, np.maximum(b_ai_R, 0.0)], axis=1)
 
 
 def _rate(n: int, human: _Fit, ai: _Fit, ai_S: Array, confidence: float) -> ExchangeRate:

@@ -7,7 +7,7 @@ import numpy.typing as npt
 from pydantic import Field
 from scipy import special, stats
 
-from rlaif.evaluate.estimates import Array, Names, clustered
+from rlaif.evaluate.estimates import Array, Names, arm_answers, clustered
 from rlaif.evaluate.intervals import Interval
 from rlaif.types import Record
 
@@ -33,15 +33,21 @@ class LengthCorrected(Record):
 
 
 def length_corrected(
-    win_M: npt.ArrayLike, len_first_M: npt.ArrayLike, len_second_M: npt.ArrayLike, prompt_M: Names
+    win_M: npt.ArrayLike,
+    len_first_M: npt.ArrayLike,
+    len_second_M: npt.ArrayLike,
+    prompt_M: Names,
+    seed_M: Names | None = None,
 ) -> LengthCorrected:
     """Logistic regression of the win on len_first / len_second, read at a ratio of 1.
 
     A win is 1, a loss 0, and anything between them is a part of each (quasi-likelihood, Papke &
     Wooldridge 1996). The interval is made on the scale of log-odds by the jackknife over prompts,
     each left out by one Newton step (Bell & McCaffrey 2002), with t of prompts - 1 degrees of
-    freedom. The ratio is not symmetric: with first and second swapped, one minus the figure is near
-    this one, not equal to it.
+    freedom. Where `seed_M` says which training each pair is of, seeds are left out likewise and the
+    squares of both reaches added, as in `estimates.arm_mean`; one seed gives no ends. The ratio is
+    not symmetric: with first and second swapped, one minus the figure is near this one, not equal
+    to it.
 
     There is none, with a reason, where the fit does not exist (Albert & Anderson 1984: one ratio
     parts wins from losses) or would be read where no pair is.
@@ -52,10 +58,11 @@ def length_corrected(
     win_M, first_M, second_M = (
         np.asarray(x_M, dtype=np.float64) for x_M in (win_M, len_first_M, len_second_M)
     )
-    if not len(win_M) == len(first_M) == len(second_M) == len(prompt_M):
+    seeds = [] if seed_M is None else [seed_M]
+    columns = (win_M, first_M, second_M, prompt_M, *seeds)
+    if len(set(map(len, columns))) > 1:
         raise ValueError(
-            f"one value a pair: got {len(win_M)}, {len(first_M)}, {len(second_M)} and "
-            f"{len(prompt_M)}"
+            f"one value a pair: got {', '.join(str(len(column)) for column in columns)}"
         )
     if not ((first_M >= 0) & (second_M >= 0)).all():
         raise ValueError("a length is 0 or more")
@@ -64,8 +71,12 @@ def length_corrected(
     if not whole_M.any():
         return _none("no pair has two answers with a length", None, empty)
     win_M, ratio_M = win_M[whole_M], first_M[whole_M] / second_M[whole_M]
-    names_C, cluster_M = np.unique(np.asarray(prompt_M)[whole_M], return_inverse=True)
-    raw = clustered(win_M, cluster_M.tolist()).interval()
+    clusters = {
+        name: np.unique(np.asarray(of_M)[whole_M], return_inverse=True)[1]
+        for name, of_M in zip(("prompts", "seeds"), (prompt_M, *seeds), strict=False)
+    }
+    of = [cluster_M.tolist() for cluster_M in clusters.values()]
+    raw = (clustered(win_M, *of) if seed_M is None else arm_answers(win_M, *of)).interval()
     reason = _no_fit(win_M, ratio_M)
     if reason:
         return _none(reason, raw, empty)
@@ -73,13 +84,15 @@ def length_corrected(
     fitted_2 = _fit(win_M, x_M2)
     if fitted_2 is None:
         return _none("the regression does not converge", raw, empty)
-    if len(names_C) == 1:
+    if any(cluster_M.max() == 0 for cluster_M in clusters.values()):
         return _read(fitted_2, np.full(2, np.nan), raw, empty)
-    se_2 = _jackknife(win_M, x_M2, fitted_2, cluster_M)
-    if se_2 is None:
-        return _none("without one of the prompts all length ratios are alike", raw, empty)
-    half_2 = stats.t.ppf((1.0 + raw.confidence) / 2.0, len(names_C) - 1) * se_2
-    return _read(fitted_2, half_2, raw, empty)
+    square_2 = np.zeros(2)
+    for name, cluster_M in clusters.items():
+        se_2 = _jackknife(win_M, x_M2, fitted_2, cluster_M)
+        if se_2 is None:
+            return _none(f"without one of the {name} all length ratios are alike", raw, empty)
+        square_2 += (stats.t.ppf((1.0 + raw.confidence) / 2.0, cluster_M.max()) * se_2) ** 2
+    return _read(fitted_2, np.sqrt(square_2), raw, empty)
 
 
 def _none(reason: str, raw: Interval | None, empty: int) -> LengthCorrected:
@@ -146,7 +159,7 @@ def _information(p_M: Array, x_M2: Array) -> Array:
 def _jackknife(
     win_M: Array, x_M2: Array, fitted_2: Array, cluster_M: npt.NDArray[np.intp]
 ) -> Array | None:
-    """Standard errors of both coefficients; None where a prompt cannot be left out."""
+    """Standard errors of both coefficients; None where a cluster cannot be left out."""
     p_M = special.expit(x_M2 @ fitted_2)
     C = int(cluster_M.max()) + 1
     score_C2, information_C22 = np.zeros((C, 2)), np.zeros((C, 2, 2))

@@ -8,8 +8,7 @@ the labels themselves).
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -45,37 +44,22 @@ class Systematic(Record):
     cannot be small whatever is the case."""
 
 
-def flip_to(
-    label_M: npt.ArrayLike,
-    agreement: float | Mapping[str, float],
-    seed: int,
-    stratum_M: Sequence[str] | None = None,
-) -> Array:
+def flip_to(label_M: npt.ArrayLike, agreement: float, seed: int) -> Array:
     """The labels with as many flipped at random as leave `agreement` of them right, (M,).
 
     Of the labels that name a winner, `round((1 - agreement) * how many there are)` are flipped, to
-    the pair; ties stay. With `stratum_M` that holds in each stratum, whose agreements may differ.
-    The same seed gives the same flips, and a lower agreement flips the same pairs and more.
+    the pair; ties stay. The same seed gives the same flips, and a lower agreement flips the same
+    pairs and more.
 
-    Raises ValueError for labels that are none, an agreement outside [0, 1], and a stratum without
-    one.
+    Raises ValueError for labels that are none and an agreement outside [0, 1].
     """
+    if not 0.0 <= agreement <= 1.0:
+        raise ValueError(f"an agreement lies between 0 and 1, not at {agreement}")
     flipped_M = labels(label_M, "label_M").copy()
-    strata = ["all"] * len(flipped_M) if stratum_M is None else list(stratum_M)
-    if len(strata) != len(flipped_M):
-        raise ValueError(f"{len(strata)} strata for {len(flipped_M)} labels")
     order_M = np.random.default_rng(seed).permutation(len(flipped_M))
-    members = defaultdict(list)
-    for m in order_M[flipped_M[order_M] != 0.5]:
-        members[strata[m]].append(m)
-    for stratum, of_stratum in members.items():
-        if isinstance(agreement, Mapping) and stratum not in agreement:
-            raise ValueError(f"no agreement is given for stratum {stratum!r}")
-        right = agreement[stratum] if isinstance(agreement, Mapping) else agreement
-        if not 0.0 <= right <= 1.0:
-            raise ValueError(f"an agreement lies between 0 and 1, not at {right}")
-        chosen = of_stratum[: round((1.0 - right) * len(of_stratum))]
-        flipped_M[chosen] = 1.0 - flipped_M[chosen]
+    decided = order_M[flipped_M[order_M] != 0.5]
+    chosen = decided[: round((1.0 - agreement) * len(decided))]
+    flipped_M[chosen] = 1.0 - flipped_M[chosen]
     return flipped_M
 
 

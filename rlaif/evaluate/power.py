@@ -36,18 +36,6 @@ def detectable(estimate: Estimate, alpha: float = ALPHA, power: float = POWER) -
     )
 
 
-def needed_for_width(
-    estimate: Estimate, half_width: float, more: More = "prompts", confidence: float = 0.95
-) -> int | None:
-    """Prompts (or seeds an arm) with which half the interval would be at most `half_width`.
-
-    The other of the two stays as it is. None where the standard error cannot be known, and where
-    not even 100,000 would do: what seeds add to the error is there however many prompts are asked.
-    Raises ValueError for seeds where nothing was trained.
-    """
-    return _needed(estimate, half_width, more, (1.0 + confidence) / 2.0)
-
-
 def needed_for_equivalence(
     estimate: Estimate,
     margin: float,
@@ -55,15 +43,14 @@ def needed_for_equivalence(
     alpha: float = ALPHA,
     power: float = POWER,
 ) -> int | None:
-    """As `needed_for_width`, for TOST to find two arms equivalent with probability `power` that
-    truly are alike: (t(1 - alpha) + t((1 + power) / 2)) se <= margin.
+    """Prompts (or seeds an arm) with which TOST finds two arms equivalent with probability `power`
+    that truly are alike: (t(1 - alpha) + t((1 + power) / 2)) se <= margin.
 
-    Source: Julious (2004), Sample Sizes for Clinical Trials with Normal Data.
+    The other of the two stays as it is. None where the standard error cannot be known, and where
+    not even 100,000 would do: what seeds add to the error is there however many prompts are asked.
+    Source: Julious (2004), Sample Sizes for Clinical Trials with Normal Data. Raises ValueError for
+    seeds where nothing was trained.
     """
-    return _needed(estimate, margin, more, 1.0 - alpha, (1.0 + power) / 2.0)
-
-
-def _needed(estimate: Estimate, reach: float, more: More, *at: float) -> int | None:
     if more == "seeds" and estimate.seeds is None:
         raise ValueError("nothing was trained: there are no seeds to add")
     if estimate.parts is None:
@@ -77,13 +64,13 @@ def _needed(estimate: Estimate, reach: float, more: More, *at: float) -> int | N
         for name, part in zip(("prompts", "seeds"), parts, strict=False):
             df = max(part.df * (n - 1) / (now - 1), 1.0) if name == more else part.df
             times = n / now if name == more else 1.0
-            square += part.variance / times * _quantiles(df, *at) ** 2
+            square += part.variance / times * _quantiles(df, 1.0 - alpha, (1.0 + power) / 2.0) ** 2
         return math.sqrt(square)
 
-    if reached(MOST) > reach:
+    if reached(MOST) > margin:
         return None
     # It falls as n rises, so the first n that does is found by halving.
-    return 2 + bisect_left(range(2, MOST), True, key=lambda n: reached(n) <= reach)
+    return 2 + bisect_left(range(2, MOST), True, key=lambda n: reached(n) <= margin)
 
 
 def _quantiles(df: float, *at: float) -> float:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rlaif.evaluate.study.document import Section, Table, usd_cell
-from rlaif.evaluate.study.records import Spent, StudyReport
+from rlaif.evaluate.study.records import Spent, StudyReport, curve_arms
 from rlaif.evaluate.study.words import MODELS, rate_and_money
-from rlaif.evaluate.wording import duration, number, percent
+from rlaif.evaluate.wording import number, percent
 
 
 def cost(report: StudyReport) -> Section:
@@ -58,7 +58,7 @@ def cost(report: StudyReport) -> Section:
         tables.append(
             Table(
                 "Held-out accuracy of reward models by people's labels",
-                ("training pairs", "human", "ai_soft"),
+                ("training pairs", *curve_arms(report.arms)),
                 [(f"{n:,}", percent(h, 1), percent(a, 1)) for n, h, _, a in rows],
             )
         )
@@ -84,7 +84,6 @@ def training(report: StudyReport) -> Section:
                     f"{name}, {arm}",
                     " · ".join(number(t.losses[0]) for t in of),
                     " · ".join(number(t.losses[-1]) for t in of),
-                    " · ".join(duration(t.seconds) for t in of),
                 )
             )
     return Section(
@@ -93,10 +92,10 @@ def training(report: StudyReport) -> Section:
         [
             Table(
                 "By seed",
-                ("", "first loss", "last loss", "time"),
+                ("", "first loss", "last loss"),
                 rows,
                 "Losses of arms are not to be compared: soft labels have a loss that no model can "
-                "go below. Every training stands in study.json and csv/losses.csv.",
+                "go below. Every training stands in study.json, its time beside its scores.",
             )
         ],
         ["reward_model_loss", "dpo_loss"],

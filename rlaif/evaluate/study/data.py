@@ -14,7 +14,7 @@ from rlaif.callstore import CallStore
 from rlaif.errors import SetupError
 from rlaif.evaluate.heldout import Scores
 from rlaif.evaluate.schema import ConstitutionFacts
-from rlaif.evaluate.study.records import HumanSection, Kind, Spent
+from rlaif.evaluate.study.records import HumanSection, Kind, Spent, curve_arms
 from rlaif.files import read_jsonl
 from rlaif.models.prices import FREE, Price
 from rlaif.types import Comparison, Judgment, PreferenceGroup, Response
@@ -105,9 +105,12 @@ def read_study(folder: Path, settings: StudySettings, store: CallStore) -> Study
             units["reward_model", arm, seed] = _unit(of / "reward_model", groups)
             units["dpo", arm, seed] = _unit(of / "dpo", groups)
             said[arm, seed] = _said(of / "dpo", _read(of / "dpo" / "log_ratios.json", _RATIOS))
-            for share in settings.shares if arm in ("human", "ai_soft") else ():
-                part = arms / f"{arm}-{seed}-{round(100 * share)}" / "reward_model"
-                parts[arm, seed, share] = _unit(part, groups)
+            for share in settings.shares if arm in curve_arms(settings.arms) else ():
+                part = arms / f"{arm}-{seed}-{share:g}" / "reward_model"
+                parts[arm, seed, share] = unit = _unit(part, groups)
+                if unit.trained.share != share:
+                    told = f"holds the share {unit.trained.share}, not {share}"
+                    raise _stale(part / "trained.json", told)
     start = _said(arms / START, [])
     refusing = _read(arms / START / "refusing_prompts.json", _IDS)
     answered = [r for of in (start, *said.values()) for r in (*of.answers, *of.refusing)]

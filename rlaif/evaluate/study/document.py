@@ -19,6 +19,14 @@ class Table(NamedTuple):
     note: str = ""
 
 
+class Group(NamedTuple):
+    """A paragraph under a heading of its own, and a list of what it is about."""
+
+    title: str
+    said: str
+    items: Sequence[str]
+
+
 class Section(NamedTuple):
     title: str
     sentences: Sequence[str] = ()
@@ -26,8 +34,7 @@ class Section(NamedTuple):
     plots: Sequence[str] = ()
     """Names of plots."""
     examples: Sequence[Disagreement] = ()
-    groups: Sequence[tuple[str, Sequence[str]]] = ()
-    """Sentences under headings of their own."""
+    groups: Sequence[Group] = ()
     note: str = ""
 
 

@@ -9,7 +9,7 @@ from itertools import groupby
 import numpy as np
 
 import rlaif
-from rlaif.arms import START, Trained
+from rlaif.arms import START
 from rlaif.evaluate.exchange_rate import ExchangeRates, Measured, exchange_rates
 from rlaif.evaluate.study.arms import (
     HeldOutPairs,
@@ -21,11 +21,10 @@ from rlaif.evaluate.study.arms import (
     same_labels,
 )
 from rlaif.evaluate.study.data import StudyData, Unit
-from rlaif.evaluate.study.labels import labels
+from rlaif.evaluate.study.labels import labels, pairs_of
 from rlaif.evaluate.study.policies import policies, win_rates
-from rlaif.evaluate.study.records import Cost, Kin, StudyReport, Training, Worth
+from rlaif.evaluate.study.records import Cost, Kin, Run, StudyReport, Training, Worth, curve_arms
 
-CURVE = ("human", "ai_soft")
 FAMILIES = {
     "gpt": r"gpt|chatgpt|davinci|o[1345](?:-|$)",
     "claude": r"claude",
@@ -108,7 +107,7 @@ def study_report(data: StudyData) -> StudyReport:
 
 
 def _cost(data: StudyData) -> Cost:
-    ai_labels = sum(c.outcome in ("A", "B") for c in data.comparisons)
+    ai_labels = sum(pair.ai in (0.0, 1.0) for pair in pairs_of(data))
     usd = data.labelling.usd
     return Cost(
         human_labels=sum(len(g.comparisons) for g in data.groups),
@@ -122,25 +121,25 @@ def _cost(data: StudyData) -> Cost:
 
 
 def _curve(data: StudyData, of: HeldOutPairs) -> ExchangeRates | None:
-    """None where fewer than three sizes were trained, or two of them have as many pairs."""
+    """None where fewer than three sizes were trained; shares with as many pairs are one size."""
     settings = data.settings
-    if not settings.shares or not set(CURVE) <= set(settings.arms):
+    if not settings.shares:
         return None
     # A pair that a part's model has no score for would be none for the whole either: one tokenizer,
     # one length.
     curves = []
-    for arm in CURVE:
+    for arm in curve_arms(settings.arms):
         rows: list[list[Unit]] = [
             [data.parts[arm, e, share] for e in range(settings.seeds)] for share in settings.shares
         ]
         rows.append([data.units["reward_model", arm, e] for e in range(settings.seeds)])
-        sizes = [round(np.mean([unit.trained.pairs for unit in row])) for row in rows]
-        if len(set(sizes)) < 3:
+        of_size = {round(np.mean([unit.trained.pairs for unit in row])): row for row in rows}
+        if len(of_size) < 3:
             return None
         credit_SEM = np.stack(
-            [np.stack([_credit_M(unit, of) for unit in row], axis=0) for row in rows], axis=0
+            [np.stack([_credit_M(unit, of) for unit in row]) for row in of_size.values()]
         )
-        curves.append(Measured(sizes, credit_SEM))
+        curves.append(Measured(list(of_size), credit_SEM))
     human, ai = curves
     return exchange_rates(human, ai, of.prompt_M, settings.seed)
 
@@ -164,7 +163,10 @@ def _worth(curve: ExchangeRates | None, cost: Cost) -> tuple[Worth, ...]:
 
 
 def _training(data: StudyData) -> Training:
-    runs = [unit.trained for unit in (*data.units.values(), *data.parts.values())]
+    runs = [
+        Run.model_validate(unit.trained.model_dump(exclude={"seconds"}))
+        for unit in (*data.units.values(), *data.parts.values())
+    ]
     runs.sort(key=lambda t: (t.kind, t.share, t.seed, data.settings.arms.index(t.arm)))
     unequal = []
     for (kind, share, seed), of in groupby(runs, key=lambda t: (t.kind, t.share, t.seed)):
@@ -174,7 +176,7 @@ def _training(data: StudyData) -> Training:
     return Training(runs=tuple(runs), unequal=tuple(unequal))
 
 
-def _unequal(runs: Sequence[Trained], field: str, where: str) -> list[str]:
+def _unequal(runs: Sequence[Run], field: str, where: str) -> list[str]:
     found = {t.arm: t.model_dump()[field] for t in runs}
     if len(set(found.values())) == 1:
         return []

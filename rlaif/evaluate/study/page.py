@@ -82,9 +82,10 @@ def _section(section: Section, plots: dict[str, Plot]) -> Iterator[str]:
         yield f"\n[Numbers](csv/{name}.csv) · [PDF](plots/{name}.pdf)"
     for table in section.tables:
         yield from _table(table)
-    for title, said in section.groups:
-        yield f"\n**{_text(title)}**\n"
-        yield " ".join(map(_text, said))
+    for group in section.groups:
+        yield f"\n### {_text(group.title)}\n"
+        yield f"{_text(group.said)}\n"
+        yield from (f"- {_text(item)}" for item in group.items)
     if section.examples:
         yield f"\n### {EXAMPLES}\n"
     for example in section.examples:

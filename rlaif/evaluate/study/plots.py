@@ -11,11 +11,10 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
-from rlaif.arms import Trained
 from rlaif.evaluate.exchange_rate import ExchangeRates, LearningCurve
 from rlaif.evaluate.intervals import Interval
 from rlaif.evaluate.plots import LIGHT, LN2, STYLE, Dot, draw_dots, svg
-from rlaif.evaluate.study.records import KINDS, StudyReport
+from rlaif.evaluate.study.records import KINDS, Run, StudyReport, curve_arms
 from rlaif.evaluate.study.words import MODELS
 
 ROLE = {"reward_model": "rm", "dpo": "dpo"}
@@ -69,7 +68,7 @@ def plots(report: StudyReport) -> Iterator[Plot]:
     yield _accuracy(report)
     yield _win_rates(report)
     if report.curve is not None:
-        yield _curve(report.curve)
+        yield _curve(report.curve, curve_arms(report.arms))
     for kind in KINDS:
         yield _losses(kind, [t for t in report.training.runs if t.kind == kind and t.share == 1])
 
@@ -111,8 +110,8 @@ def _dots(name: str, title: str, found: Sequence[tuple[str, Interval, str]]) -> 
     )
 
 
-def _curve(found: ExchangeRates) -> Plot:
-    arms = {"human": found.human, "ai_soft": found.ai}
+def _curve(found: ExchangeRates, names: tuple[str, str]) -> Plot:
+    arms = dict(zip(names, (found.human, found.ai), strict=True))
     title = "Held-out accuracy by training pairs"
 
     def draw(axes: Any) -> None:
@@ -141,7 +140,7 @@ def _at(curve: LearningCurve, n: np.ndarray) -> np.ndarray:
     return np.asarray(curve.a - curve.b * n**-curve.c)
 
 
-def _losses(kind: str, runs: Sequence[Trained]) -> Plot:
+def _losses(kind: str, runs: Sequence[Run]) -> Plot:
     title = f"{MODELS[kind][0].upper()}{MODELS[kind][1:]}: training loss, mean of the seeds"
     arms = list(dict.fromkeys(t.arm for t in runs))
 

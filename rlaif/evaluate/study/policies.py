@@ -5,25 +5,27 @@ M answered prompts, E seeds of an arm.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from rlaif.arms import BEST_OF, START, Verdict
-from rlaif.evaluate.answers import distinct_n, refusal_rate
-from rlaif.evaluate.estimates import arm_mean
+from rlaif.evaluate.answers import distinct_n, refuses
+from rlaif.evaluate.estimates import SHARE, arm_answers, arm_mean, clustered
 from rlaif.evaluate.heldout import CREDIT
-from rlaif.evaluate.intervals import Interval, clustered_mean
+from rlaif.evaluate.intervals import Interval
 from rlaif.evaluate.length_corrected import length_corrected
 from rlaif.evaluate.overoptimization import kl_of_best_of
 from rlaif.evaluate.study.data import Said, StudyData, texts
 from rlaif.evaluate.study.difference import difference
 from rlaif.evaluate.study.records import BestOf, Policy, WinRate
-from rlaif.types import Response
 
 HALF = (-0.5, 0.5)
 """A win rate less one half."""
+Answered = tuple[str, int, float]
+"""Prompt, seed, and a figure of an answer."""
 
 
 def policies(data: StudyData) -> tuple[Policy, ...]:
@@ -36,21 +38,34 @@ def policies(data: StudyData) -> tuple[Policy, ...]:
 
 def _policy(arm: str, said: Sequence[Said], data: StudyData) -> Policy:
     answers = [r for of in said for r in of.answers]
-    refusing = [r for of in said for r in of.refusing]
-    ratios = [pair for of in said for pair in of.log_ratios]
     written = [r.text for r in answers]
-    seed = data.settings.seed
+    lengths = [(r.prompt_id, e, len(r.text)) for e, of in enumerate(said) for r in of.answers]
+    trained = arm != START
+
+    def refusals(prompts: frozenset[str]) -> Interval | None:
+        found = [
+            (r.prompt_id, e, float(refuses(r.text)))
+            for e, of in enumerate(said)
+            for r in of.refusing
+            if r.prompt_id in prompts
+        ]
+        return _mean(found, SHARE, trained=trained)
+
     return Policy(
         arm=arm,
-        kl=_mean([x for _, x in ratios], [i for i, _ in ratios], seed),
+        kl=_mean(
+            [(i, e, x) for e, of in enumerate(said) for i, x in of.log_ratios],
+            (-math.inf, math.inf),
+            trained=trained,
+        ),
         kl_by_seed=() if arm == START else tuple(kl_of(of) for of in said),
         answers=len(answers),
-        characters=_mean([len(t) for t in written], [r.prompt_id for r in answers], seed),
+        characters=_mean(lengths, (0.0, math.inf), trained=trained),
         truncated=sum(not r.ended for r in answers) / len(answers) if answers else None,
         distinct_1=distinct_n(written, 1),
         distinct_2=distinct_n(written, 2),
-        refuses_harmless=_refusals(refusing, data.harmless),
-        refuses_harmful=_refusals(refusing, data.harmful),
+        refuses_harmless=refusals(data.harmless),
+        refuses_harmful=refusals(data.harmful),
     )
 
 
@@ -59,13 +74,16 @@ def kl_of(said: Said) -> float | None:
     return float(np.mean([x for _, x in said.log_ratios])) if said.log_ratios else None
 
 
-def _mean(value_N: Sequence[float], prompt_N: Sequence[str], seed: int) -> Interval | None:
-    return clustered_mean(value_N, prompt_N, seed) if value_N else None
-
-
-def _refusals(responses: Sequence[Response], prompts: frozenset[str]) -> Interval | None:
-    asked = [r for r in responses if r.prompt_id in prompts]
-    return refusal_rate([r.text for r in asked], [r.prompt_id for r in asked])
+def _mean(
+    found: Sequence[Answered], bounds: tuple[float, float], *, trained: bool
+) -> Interval | None:
+    """Over prompts, and over seeds where the policy was trained."""
+    if not found:
+        return None
+    prompt_N, seed_N, value_N = map(list, zip(*found, strict=True))
+    if not trained:
+        return clustered(value_N, prompt_N, bounds).interval()
+    return arm_answers(value_N, prompt_N, seed_N, bounds).interval()
 
 
 def against(data: StudyData, first: str, second: str) -> WinRate | None:
@@ -111,6 +129,7 @@ def against(data: StudyData, first: str, second: str) -> WinRate | None:
             first_N,
             second_N,
             [v.comparison.prompt_id for v in kept],
+            [v.seed for v in kept],
         ),
         ties=sum(v.comparison.outcome == "tie" for v in scored),
         unscored=len(verdicts) - len(scored),
@@ -150,5 +169,5 @@ def best_of(data: StudyData, arm: str) -> BestOf | None:
         kl_of_n=tuple(map(kl_of_best_of, n)),
         kl_of_policy=kl,
         most=most,
-        reached=all(x is None or x <= kl_of_best_of(most) for x in kl),
+        reached=all(x is not None and x <= kl_of_best_of(most) for x in kl),
     )

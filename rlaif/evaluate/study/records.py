@@ -5,9 +5,9 @@ What could not be measured is None, never a number.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
-from rlaif.arms import Trained
 from rlaif.evaluate.calibration import CalibrationFigures
 from rlaif.evaluate.equivalence import Equivalence
 from rlaif.evaluate.estimates import Estimate
@@ -23,6 +23,11 @@ from rlaif.types import Probability, Record, Split
 Kind = Literal["reward_model", "dpo"]
 KINDS: tuple[Kind, ...] = ("reward_model", "dpo")
 Kin = Literal["same", "family", "unknown", "other"]
+
+
+def curve_arms(arms: Sequence[str]) -> tuple[str, str]:
+    """The arms of the learning curve."""
+    return "human", "ai_soft" if "ai_soft" in arms else "ai_hard"
 
 
 class HumanSection(Record):
@@ -150,7 +155,7 @@ class WinRate(Record):
     """Ties half, over prompts and seeds."""
     by_seed: tuple[Probability, ...]
     corrected: LengthCorrected
-    """For length in characters; clustered by prompt, all seeds together."""
+    """For length in characters, over prompts and seeds."""
     ties: Count
     unscored: Count
     left_out: Count
@@ -158,7 +163,7 @@ class WinRate(Record):
 
 
 class Policy(Record):
-    """What one policy says; all seeds together."""
+    """What one policy says; intervals are over prompts and seeds, of the start over prompts."""
 
     arm: str
     kl: Interval | None
@@ -188,7 +193,8 @@ class BestOf(Record):
     most: Count
     """Answers of the start that there are."""
     reached: bool
-    """Whether the best of `most` moves as far from the start as the policy does, at every seed."""
+    """Whether the best of `most` moves as far from the start as the policy does, at every seed;
+    not where a seed's KL is not known."""
 
 
 class SameLabels(Record):
@@ -223,7 +229,7 @@ class Cost(Record):
     usd_per_human_label: Amount | None
     """As the config says."""
     ai_labels: Count
-    """Comparisons that the judge decided."""
+    """Pairs that people decided and the judge as well."""
     labelling: Spent
     usd_per_ai_label: Amount | None
     answering: Spent
@@ -240,10 +246,25 @@ class Worth(Record):
     human_usd: Amount
 
 
+class Run(Record):
+    """One training, as `arms.Trained` without the seconds: a study that is made again from stored
+    answers must come to the same report."""
+
+    arm: str
+    seed: int
+    share: float
+    kind: Kind
+    pairs: Count
+    steps: Count
+    losses: tuple[float, ...]
+    response_tokens: Count
+    dropped_responses: Count
+
+
 class Training(Record):
     """All trainings of the study."""
 
-    runs: tuple[Trained, ...]
+    runs: tuple[Run, ...]
     unequal: tuple[str, ...]
     """What differs between arms that should not: a comparison of arms is then one of that, too."""
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from rlaif.arms import START
 from rlaif.evaluate.comparison_words import points, points_of
+from rlaif.evaluate.equivalence import ALPHA
 from rlaif.evaluate.label_agreement import LabelAgreement
 from rlaif.evaluate.study.costs import cost, training
 from rlaif.evaluate.study.document import (
@@ -18,6 +19,7 @@ from rlaif.evaluate.study.document import (
     seeds_cell,
     share_cell,
 )
+from rlaif.evaluate.study.limits import at_one_kl, limits
 from rlaif.evaluate.study.records import Difference, StudyReport, WinRate
 from rlaif.evaluate.study.words import (
     MODELS,
@@ -26,10 +28,12 @@ from rlaif.evaluate.study.words import (
     baseline_words,
     best_of_words,
     calibrated,
-    limits,
     nats,
 )
 from rlaif.evaluate.wording import counted, number, percent
+
+NAMED = 3
+"""Prompts told by name."""
 
 
 def facts(report: StudyReport) -> list[tuple[str, str]]:
@@ -47,7 +51,7 @@ def facts(report: StudyReport) -> list[tuple[str, str]]:
         ("People's data", f"{' + '.join(human.sets)} ({human.layout}, {human.rows:,} rows)"),
         ("Pairs", f"{pairs['train']:,} to train on, {pairs['test']:,} held out"),
         ("Left out", lost or "nothing"),
-        ("Taken out of training as held out", counted(len(human.leaked), "prompt")),
+        ("Taken out of training as held out", _named(human.leaked)),
         ("Start of all arms", report.policy),
         ("Labelled by", report.labelled_by),
         ("Constitution", f"{constitution.id} {constitution.version} ({constitution.hash[:12]})"),
@@ -57,6 +61,13 @@ def facts(report: StudyReport) -> list[tuple[str, str]]:
         ("No difference worth having", f"within {points_of(report.margin)}"),
         ("rlaif", report.rlaif),
     ]
+
+
+def _named(prompts: Sequence[str]) -> str:
+    """How many, and the first few."""
+    more = ", …" if len(prompts) > NAMED else ""
+    named = f": {', '.join(prompts[:NAMED])}{more}" if prompts else ""
+    return f"{counted(len(prompts), 'prompt')}{named}"
 
 
 def sections(report: StudyReport) -> Iterator[Section]:
@@ -71,8 +82,9 @@ def sections(report: StudyReport) -> Iterator[Section]:
         "What this does and does not show",
         groups=tuple(limits(report)),
         note="Computed from the figures, for each comparison by itself: with many of them some "
-        "differ by chance. A difference is over prompts and seeds of this study: of other data, "
-        "models or constitutions it says nothing.",
+        f"differ by chance. Intervals are {percent(1 - ALPHA)} ones over prompts and seeds of this "
+        "study: of other data, models or constitutions they say nothing. Within the margin is "
+        f"shown by two one-sided tests at {percent(ALPHA)}.",
     )
 
 
@@ -218,7 +230,8 @@ def _policies(report: StudyReport) -> Section:
         ],
         "KL: of the policy's own draws, an estimate that may be below zero. Distinct n-grams of "
         "all answers by their tokens fall with length and number of answers (the start has its "
-        "own number). Refusals are told by phrases, not by a judge.",
+        "own number). Refusals are told by phrases, not by a judge. Intervals of arms count seeds, "
+        "the start's are over prompts alone.",
     )
     return Section(
         "Policies",
@@ -248,8 +261,7 @@ def _wins(title: str, rates: Mapping[str, WinRate], report: StudyReport) -> Tabl
             )
             for arm, r in rates.items()
         ],
-        f"Verdict: of the raw win rate, alike within {100 * report.margin:g} points of one half. "
-        "At equal length: its interval is over prompts, all seeds together.",
+        f"Verdict: of the raw win rate, alike within {100 * report.margin:g} points of one half.",
     )
 
 
@@ -302,7 +314,7 @@ def _same_labels(report: StudyReport) -> Section:
                         " · ".join(map(str, b.n)),
                         " · ".join(map(number, b.kl_of_n)),
                         nats(b.kl_of_policy),
-                        "as near as n allows" if b.reached else f"no: {b.most} answers are too few",
+                        at_one_kl(b),
                     )
                     for arm, b in found
                 ],

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Sequence
 
 from rlaif.evaluate.comparison_words import (
-    difference_words,
-    length_words,
     points,
     points_of,
     rate_words,
@@ -16,7 +15,12 @@ from rlaif.evaluate.headline import FEW_PROMPTS, MANY_LOST
 from rlaif.evaluate.intervals import excludes
 from rlaif.evaluate.power import POWER, detectable, needed_for_equivalence
 from rlaif.evaluate.study.difference import ASSUMED_VARIANCE, assumed
-from rlaif.evaluate.study.records import ArmAccuracy, Difference, StudyReport, WinRate
+from rlaif.evaluate.study.records import (
+    ArmAccuracy,
+    Difference,
+    StudyReport,
+    curve_arms,
+)
 from rlaif.evaluate.wording import amount, counted, number, percent, reasons, share
 
 FEW_SEEDS = 3
@@ -117,6 +121,7 @@ def warnings(report: StudyReport) -> list[str]:
         compared = rate.rate.n * report.seeds + rate.unscored + rate.left_out
         if rate.unscored > MANY_LOST * compared:
             said.append(f"{rate.unscored:,} comparisons of {arm}'s policy got no verdict.")
+    said += _missing(report) + _alike_shares(report)
     if any(p.truncated is not None and p.truncated > 0.5 for p in report.policies):
         said.append("More than half of some policy's answers ran into the token limit.")
     return said
@@ -182,7 +187,7 @@ def best_of_words(report: StudyReport) -> list[str]:
         f"less than the policy's KL of {nats(of.best_of.kl_of_policy)}: the two are not compared "
         "at one KL (answers.best_of)."
         for of in report.same_labels
-        if of.best_of is not None and not of.best_of.reached
+        if of.best_of is not None and not of.best_of.reached and None not in of.best_of.kl_of_policy
     ]
 
 
@@ -194,7 +199,8 @@ def nats(kl: Sequence[float | None]) -> str:
 def rate_and_money(report: StudyReport) -> list[str]:
     """The exchange rate, in labels and in money."""
     if report.curve is None:
-        return ["No exchange rate: fewer than three sizes of both human and ai_soft were trained."]
+        both = " and ".join(curve_arms(report.arms))
+        return [f"No exchange rate: fewer than three sizes of both {both} were trained."]
     said = [rate_words(rate) for rate in report.curve.rates]
     signs = {"=": "", ">=": "at least ", "<=": "at most "}
     for rate, worth in zip(report.curve.rates, report.worth, strict=False):
@@ -221,24 +227,38 @@ def _usd(usd: float) -> str:
     return f"{usd:,.4f} US dollars"
 
 
-def limits(report: StudyReport) -> Iterator[tuple[str, list[str]]]:
-    """What each comparison shows and does not: a heading and its sentences."""
-    for found in report.differences:
-        yield f"{found.a} against {found.b}: {found.measure}", _said(found, report)
-    for rates in (report.against_start, report.against_human):
-        for rate in rates.values():
-            yield f"{rate.difference.a}: {rate.difference.measure}", win_words(rate, report)
-    for of in report.same_labels:
-        yield f"Reward model against DPO, arm {of.arm}", _said(of.difference, report)
+def _missing(report: StudyReport) -> list[str]:
+    """Arms without a comparison that was scored under every seed."""
+    best_of = {of.arm for of in report.same_labels if of.best_of is not None}
+    found = {
+        "the start": set(report.against_start),
+        "the arm human": {"human", *report.against_human},
+        "its reward model's best of n": best_of,
+    }
+    lacking = {
+        second: [arm for arm in report.arms if arm not in arms] for second, arms in found.items()
+    }
+    return [
+        f"No comparison against {second} was scored under every seed for: {', '.join(arms)}."
+        for second, arms in lacking.items()
+        if arms
+    ]
 
 
-def win_words(rate: WinRate, report: StudyReport) -> list[str]:
-    """Of one policy against another."""
-    return _said(rate.difference, report) + length_words(rate.corrected)
-
-
-def _said(found: Difference, report: StudyReport) -> list[str]:
-    return difference_words(found.a, found.b, found.measure, found.estimate, report.margin)
+def _alike_shares(report: StudyReport) -> list[str]:
+    """Shares of the learning curve that came to as many pairs."""
+    pairs: dict[float, list[int]] = defaultdict(list)
+    for t in report.training.runs:
+        if (t.kind, t.arm) == ("reward_model", "human"):
+            pairs[t.share].append(t.pairs)
+    sizes = {round(sum(of) / len(of)) for of in pairs.values()}
+    if len(sizes) == len(pairs):
+        return []
+    then = "there is no exchange rate, which needs three"
+    return [
+        f"The {len(pairs)} shares of the learning curve come to {counted(len(sizes), 'size')} in "
+        f"pairs: {then if report.curve is None else 'those that are alike count once'}."
+    ]
 
 
 def calibrated(of: ArmAccuracy) -> str:
