@@ -14,6 +14,7 @@ from rlaif.evaluate.estimates import DIFFERENCE, Estimate, Part, clustered
 from rlaif.evaluate.exchange_rate import ExchangeRate
 from rlaif.evaluate.length_corrected import length_corrected
 from rlaif.evaluate.noise_control import Systematic
+from rlaif.evaluate.power import needed_for_equivalence
 
 
 def estimated(value: float, se: float, of_seeds: float | None = None) -> Estimate:
@@ -35,7 +36,7 @@ def words(estimate: Estimate) -> str:
 def test_arms_that_are_alike_are_said_to_be_so() -> None:
     # t(0.975, 99) = 1.984: 0.2 ± 1.98 points. t(0.8, 99) = 0.845: 1.984 + 0.845 = 2.83 points.
     assert words(estimated(0.002, 0.01)) == (
-        "AI less human: 0.20 [−1.78, 2.18] points; shown to be within 5.00 points; 2.83 points "
+        "AI − human: 0.20 [−1.78, 2.18] points; shown to be within 5.00 points; 2.83 points "
         "would be found in 80 % of such comparisons."
     )
 
@@ -139,3 +140,24 @@ def test_disagreement_is_called_systematic_by_its_p_alone() -> None:
     assert "is not shown to be foreseen" in other[0]
     assert other[1] == "Of other features that says nothing."
     assert systematic_words(None)[0].startswith("There is too little")
+
+
+def test_a_rate_that_is_bounded_on_neither_side_is_none() -> None:
+    rate = ExchangeRate(
+        human_pairs=34,
+        accuracy=0.4,
+        relation="<=",
+        rate=0.2,
+        low=None,
+        high=None,
+        confidence=0.95,
+    )
+    assert rate_words(rate) == (
+        "No exchange rate is shown at 34 human pairs (40.0 % held out): it is bounded on neither "
+        "side."
+    )
+
+
+def test_prompts_that_all_have_one_mean_tell_nothing_of_how_many_are_needed() -> None:
+    level = clustered([0.5] * 12, [str(i) for i in range(12)])
+    assert needed_for_equivalence(level, 0.05) is None

@@ -401,7 +401,7 @@ def test_the_judges_agreement_is_recovered(better: StudyReport) -> None:
 
 def test_the_headline_says_which_arm_is_better(better: StudyReport) -> None:
     told = "\n".join(headline(better))
-    assert "ai_soft less human, held-out accuracy of the reward model" in told
+    assert "ai_soft − human, held-out accuracy of the reward model" in told
     assert told.count("different.") == 3
     assert "warning" not in told
 

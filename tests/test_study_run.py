@@ -156,7 +156,7 @@ def test_the_main_sentences_and_the_place_of_the_report_are_told(study: Twice) -
     told = study.first.told
     assert told[0].startswith("warning: fake/longer, which compares the policies, is of the family")
     assert told[-1] == f"report: {study.out / 'study.html'}"
-    assert any("ai_soft less human" in line for line in told)
+    assert any("ai_soft − human" in line for line in told)
 
 
 @pytest.mark.parametrize(

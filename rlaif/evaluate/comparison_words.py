@@ -18,7 +18,7 @@ def difference_words(
     """Of a less b in one line: figure, verdict, what would have been missed and what is lacking."""
     found = equivalence(estimate, margin, alpha=alpha)
     outer = estimate.interval(1.0 - alpha)
-    figure = f"{a} less {b}: {points(outer)}"
+    figure = f"{a} − {b}: {points(outer)}"
     if estimate.se is None:
         lacking = "one prompt" if estimate.of_prompts is None else "one seed an arm"
         return f"{figure}; {lacking} shows nothing of another."
@@ -89,6 +89,8 @@ def systematic_words(found: Systematic | None) -> list[str]:
 def rate_words(rate: ExchangeRate) -> str:
     """Of an exchange rate."""
     here = f"{counted(rate.human_pairs, 'human pair')} ({percent(rate.accuracy, 1)} held out)"
+    if rate.low is None and rate.high is None:
+        return f"No exchange rate is shown at {here}: it is bounded on neither side."
     worth = f"one human label is worth {number(rate.rate)} AI labels"
     if rate.relation == ">=":
         said = f"All AI labels together do not reach {here}: {worth} or more"

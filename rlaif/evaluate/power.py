@@ -46,14 +46,14 @@ def needed_for_equivalence(
     """Prompts (or seeds an arm) with which TOST finds two arms equivalent with probability `power`
     that truly are alike: (t(1 - alpha) + t((1 + power) / 2)) se <= margin.
 
-    The other of the two stays as it is. None where the standard error cannot be known, and where
+    The other of the two stays as it is. None as in `detectable`, and where
     not even 100,000 would do: what seeds add to the error is there however many prompts are asked.
     Source: Julious (2004), Sample Sizes for Clinical Trials with Normal Data. Raises ValueError for
     seeds where nothing was trained.
     """
     if more == "seeds" and estimate.seeds is None:
         raise ValueError("nothing was trained: there are no seeds to add")
-    if estimate.parts is None:
+    if estimate.parts is None or not estimate.se:
         return None
     now = estimate.prompts if more == "prompts" else estimate.seeds
     assert now is not None, "it has parts"

@@ -108,7 +108,7 @@ async def run(config: HumanConfig, work: Workspace) -> None:
 
 
 def _answered(gold: GoldSet) -> tuple[GoldSet, int]:
-    """The pairs of two answers with text (another has no token to train on), and how many have not."""
+    """The pairs of two answers with text, and how many are not: they have no token to train on."""
     pairs = tuple(p for p in gold.pairs if p.first.strip() and p.second.strip())
     return gold._replace(pairs=pairs), len(gold.pairs) - len(pairs)
 

@@ -23,6 +23,8 @@ from rlaif.evaluate.study.records import (
 )
 from rlaif.evaluate.wording import amount, counted, number, percent, reasons, share
 
+STILL = 0.01
+"""Nats a response."""
 FEW_SEEDS = 3
 VERDICTS = {"equivalent": "alike", "different": "different", "undecided": "not shown"}
 MODELS = {"reward_model": "reward model", "dpo": "DPO"}
@@ -72,7 +74,7 @@ def _ai_arms(report: StudyReport) -> list[str]:
 
 def _short(found: Difference) -> str:
     return (
-        f"{found.a} less {found.b}, {found.measure}: {points(found.interval)}: "
+        f"{found.a} − {found.b}, {found.measure}: {points(found.interval)}: "
         f"{VERDICTS[found.found.verdict]}."
     )
 
@@ -122,6 +124,12 @@ def warnings(report: StudyReport) -> list[str]:
         if rate.unscored > MANY_LOST * compared:
             said.append(f"{rate.unscored:,} comparisons of {arm}'s policy got no verdict.")
     said += _missing(report) + _alike_shares(report)
+    still = [p.arm for p in report.policies if p.kl is not None and p.kl.value < STILL]
+    if still:
+        said.append(
+            f"The policy of {', '.join(still)} has hardly left the start (KL under {STILL:g} nats "
+            "a response): its win rates compare the start with itself."
+        )
     if any(p.truncated is not None and p.truncated > 0.5 for p in report.policies):
         said.append("More than half of some policy's answers ran into the token limit.")
     return said
