@@ -23,7 +23,7 @@ from rlaif.train.groups import EncodedGroup
 from rlaif.train.loading import in_precision, load_causal, load_reward, load_tokenizer
 from rlaif.train.lora import Adapted
 from rlaif.train.memory import Needs, Processes, Work, check, needs
-from rlaif.train.rl_memory import rl_needs
+from rlaif.train.rl_memory import check_rl, rl_needs
 from rlaif.train.rl_settings import RLSettings
 from rlaif.train.scorers import RewardScorer
 from rlaif.train.settings import LoraSettings, RewardSettings
@@ -196,13 +196,26 @@ def test_the_bytes_of_rl_are_those_worked_by_hand() -> None:
     # Policy and reference have 236 numbers, each of three reward models 200.
     assert found.weights == 4 * (2 * 236 + 3 * 200)
     assert found.trained == 12 * 236 + 4 * 40
-    # Of six answers three at once, of twelve tokens.
-    assert found.step == 36 * (24 * 4 + 4 * 4 * 4 + 4 * 4 * 8 + 4 * 12) + 3 * 4 * 36 * 10
+    # Of six answers three at once, of twelve tokens; logits of the answer's and one before it.
+    assert found.step == 36 * (24 * 4 + 4 * 4 * 4 + 4 * 4 * 8 + 4 * 12) + 3 * 4 * 3 * 8 * 10
     # Where many are drawn: two heads of two numbers, keys and values, of each token, and its
     # logits thrice; there are no gradients then.
     many = settings.model_copy(update={"batch_prompts": 300, "answers_at_once": 1})
     drawn = 4 * 600 * (12 * 2 * 2 * 2 + 3 * 10)
     assert rl_needs(BY_HAND, [], many, prompt=5).step == drawn - 4 * 236
+
+
+def test_of_a_large_vocabulary_fewer_answers_at_once_are_proposed(tmp_path: Path) -> None:
+    folder = made(tmp_path / "m", LlamaConfig(**(SMALL | {"vocab_size": 130_000})))
+    settings = RLSettings(answers_at_once=16, max_new_tokens=128)
+    found = rl_needs(known(folder), [], settings, prompt=12)
+    assert found.step is not None
+    # What TRL's loss took for 16 such answers: 2.9 arrays of their logits.
+    logits = 4 * 16 * 129 * 130_000
+    assert 2.9 * logits < found.step < 3.3 * logits
+    told = check_rl(folder, [], settings, [12], found.most - 1)
+    assert told is not None
+    assert "answers_at_once: 8" in told
 
 
 def test_rl_that_cannot_fit_is_refused_before_weights_are_loaded(

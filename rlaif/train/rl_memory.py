@@ -31,8 +31,11 @@ def rl_needs(
     bodies = sum(n * parameters(model, None, reward=True)[0] for model, n in scorers)
     width = prompt + settings.max_new_tokens
     work = Work(at_once(settings) * width, width, width)
-    step = step_bytes(policy, settings, work, reward=False)
+    step = step_bytes(policy, settings, work, reward=True)
     if step is not None:
+        # TRL computes all logits of the answers at once, which our own scorers do not.
+        tokens = at_once(settings) * (settings.max_new_tokens + 1)
+        step += 3 * FLOAT32 * tokens * policy.config["vocab_size"]
         drawn = settings.batch_prompts * settings.samples * _drawn(policy, width)
         step = max(step, drawn - FLOAT32 * trained)
     return Needs(
