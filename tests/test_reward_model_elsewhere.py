@@ -26,9 +26,11 @@ from rlaif.models.server import VLLMServer
 from rlaif.models.server_settings import ServerConfig
 from rlaif.train.reward_model import RewardModel
 from rlaif.train.scale import RewardScale, write_scale
+from rlaif.train.scoring import score_members
 from rlaif.train.settings import LoraSettings, RewardSettings
 from rlaif.train.tiny import make_tiny
 from rlaif.train.training import train_reward_model
+from rlaif.types import Message, Prompt
 
 with warnings.catch_warnings():
     # Of TRL's own use of vLLM, which there is none of here.
@@ -220,21 +222,14 @@ class Hub(BaseHTTPRequestHandler):
         pass
 
 
-def test_a_reward_model_of_a_hub_has_its_scale_and_all_its_members(rm: str, tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(rm, tmp_path / "hub"))
-    write_scale(RewardScale(mean=(1, 2), std=(2, 1), responses=9, temperature=3.0), folder)
-    expected = RewardModel.load(folder).score(PROMPT, RESPONSES)
+def of_hub(folder: Path, code: str, cache: Path) -> Any:
+    """What the code prints, as JSON, where the folder is that model of a hub."""
     hub = ThreadingHTTPServer(("127.0.0.1", 0), type("Of", (Hub,), {"folder": folder}))
     threading.Thread(target=hub.serve_forever, kwargs={"poll_interval": 0.02}).start()
-    code = (
-        "import json; from rlaif.train.reward_model import RewardModel;"
-        f"model = RewardModel.load({HUB_MODEL!r});"
-        f"print(json.dumps([model.scale.temperature, model.score({PROMPT!r}, {RESPONSES!r})]))"
-    )
     environment = {
         **os.environ,
         "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}",
-        "HF_HOME": str(tmp_path / "cache"),
+        "HF_HOME": str(cache),
         "OMP_NUM_THREADS": "1",
     }
     environment.pop("HF_HUB_OFFLINE", None)
@@ -246,6 +241,34 @@ def test_a_reward_model_of_a_hub_has_its_scale_and_all_its_members(rm: str, tmp_
         hub.shutdown()
         hub.server_close()
     assert done.returncode == 0, done.stderr[-3000:]
-    temperature, scores = json.loads(done.stdout)
+    return json.loads(done.stdout)
+
+
+def test_a_reward_model_of_a_hub_has_its_scale_and_all_its_members(rm: str, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(rm, tmp_path / "hub"))
+    write_scale(RewardScale(mean=(1, 2), std=(2, 1), responses=9, temperature=3.0), folder)
+    expected = RewardModel.load(folder).score(PROMPT, RESPONSES)
+    code = (
+        "import json; from rlaif.train.reward_model import RewardModel;"
+        f"model = RewardModel.load({HUB_MODEL!r});"
+        f"print(json.dumps([model.scale.temperature, model.score({PROMPT!r}, {RESPONSES!r})]))"
+    )
+    temperature, scores = of_hub(folder, code, tmp_path / "cache")
     assert temperature == 3.0
     assert [s[1] for s in scores] == [pytest.approx(s.members_M) for s in expected if s]
+
+
+def test_a_run_scores_by_all_adapters_of_a_hubs_ensemble(tmp_path: Path) -> None:
+    folder = trained(tmp_path, members=2, lora=LORA)
+    prompt = Prompt(id="p", messages=(Message(role="user", content=PROMPT),))
+    expected = score_members(folder, [(prompt, RESPONSES)], 1024, quiet_step)
+    code = (
+        "import json; from rlaif.train.scoring import score_members;"
+        "from rlaif.types import Prompt;"
+        f"prompt = Prompt.model_validate_json({prompt.model_dump_json()!r});"
+        f"items = [(prompt, {RESPONSES!r})];"
+        f"print(json.dumps(score_members({HUB_MODEL!r}, items, 1024, lambda *_: None)))"
+    )
+    ((*scores,),) = of_hub(Path(folder), code, tmp_path / "cache")
+    assert scores == [pytest.approx(scores_M) for scores_M in expected[0]]
+    assert all(len(scores_M) == 2 for scores_M in scores)

@@ -6,6 +6,7 @@ beside it: heads in `members/heads.safetensors`, adapters in `members/1`, `membe
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,24 +45,27 @@ def save_heads(model: PreTrainedModel, folder: Path) -> None:
     model.score = first
 
 
-def adapter_folders(folder: Path) -> list[Path]:
-    """The members of a reward model's folder that are adapters, without its first."""
-    found = (folder / MEMBERS).glob("*/adapter_config.json")
+def adapter_folders(name: str) -> list[Path]:
+    """The members of a reward model, of a folder or a hub, that are adapters, without its first.
+    Raises SetupError as `beside_weights`."""
+    found = (beside_weights(name) / MEMBERS).glob("*/adapter_config.json")
     return sorted((path.parent for path in found), key=lambda path: int(path.name))
 
 
-def load_members(folder: str, pad_token_id: int) -> list[PreTrainedModel]:
-    """All members, in order: one model with all heads, or one model for each member."""
-    return [
-        load_heads(folder, pad_token_id),
-        *(
-            load_adapters(member, pad_token_id)
-            for member in adapter_folders(beside_weights(folder))
-        ),
-    ]
+def members_of(name: str, pad_token_id: int) -> Iterator[PreTrainedModel]:
+    """All members, in order, each loaded when it is asked for: one model with all heads, or one
+    model for each member."""
+    yield _load_heads(name, pad_token_id)
+    for member in adapter_folders(name):
+        yield _load_adapters(member, pad_token_id)
 
 
-def load_heads(folder: str, pad_token_id: int) -> PreTrainedModel:
+def load_members(name: str, pad_token_id: int) -> list[PreTrainedModel]:
+    """`members_of`, all at once."""
+    return list(members_of(name, pad_token_id))
+
+
+def _load_heads(folder: str, pad_token_id: int) -> PreTrainedModel:
     """The folder's plain model, with all heads where it has several."""
     model = load_reward(folder, pad_token_id, new_head=False)
     path = beside_weights(folder) / HEADS
@@ -75,7 +79,7 @@ def load_heads(folder: str, pad_token_id: int) -> PreTrainedModel:
     return model
 
 
-def load_adapters(folder: Path, pad_token_id: int) -> PreTrainedModel:
+def _load_adapters(folder: Path, pad_token_id: int) -> PreTrainedModel:
     """A member's adapters, merged into the base that they name. Raises SetupError where that base
     is gone."""
     base = str(PeftConfig.from_pretrained(str(folder)).base_model_name_or_path)

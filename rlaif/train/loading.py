@@ -190,6 +190,7 @@ def beside_weights(name: str) -> Path:
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder
+    check_directory(name)
     with quiet(), _one_line(name):
         return Path(snapshot_download(name, allow_patterns=["reward.json", "members/*"]))
 

@@ -351,8 +351,11 @@ def _check_memory(
     on_log: OnLog,
 ) -> None:
     """Raises SetupError where RL cannot be done in the memory that is free."""
-    folders = [Path(name).expanduser() for name in scorers if name is not None]
-    bodies = [(folder, 1 + len(adapter_folders(folder))) for folder in folders]
+    bodies = [
+        (Path(name).expanduser(), 1 + len(adapter_folders(name)))
+        for name in scorers
+        if name is not None
+    ]
     told = check_rl(Path(base).expanduser(), bodies, settings, lengths, free_memory())
     if told is not None:
         on_log(f"memory may be short: {told}")

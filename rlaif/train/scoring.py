@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlaif.errors import SetupError
 from rlaif.train.collate import Batch
-from rlaif.train.ensemble import adapter_folders, load_adapters, load_heads
+from rlaif.train.ensemble import members_of
 from rlaif.train.fitting import OnStep
 from rlaif.train.groups import EncodedGroup, encode, encode_prompt, fitting
 from rlaif.train.loading import (
@@ -70,9 +69,9 @@ def score_members(
         rows = _score_items(RewardScorer(model), tokenizer, encoded, max_length, on_step)
         return [[None if v is None else v.reshape(-1).tolist() for v in row] for row in rows]
 
-    found = of(load_heads(model_dir, pad_id(tokenizer)))
-    for folder in adapter_folders(Path(model_dir)):
-        more = of(load_adapters(folder, pad_id(tokenizer)))
+    # One after the other, so that one is held at a time.
+    found, *others = map(of, members_of(model_dir, pad_id(tokenizer)))
+    for more in others:
         for row, more_row in zip(found, more, strict=True):
             for scores_M, score_1 in zip(row, more_row, strict=True):
                 if scores_M is not None and score_1 is not None:
