@@ -253,7 +253,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", required=True, help="directory of a causal chat model")
-    parser.add_argument("--steps", type=int, default=5, help="optimiser steps")
+    parser.add_argument("--steps", type=int, default=5, help="optimiser steps, 2 or more")
     parser.add_argument("--groups-per-step", type=int, default=2)
     parser.add_argument("--tokens-at-once", type=int, default=4096, help="that we take at once")
     parser.add_argument("--trl-rows", type=int, default=4, help="rows that TRL takes at once")
@@ -262,6 +262,8 @@ def main() -> None:
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     parser.add_argument("--pairs", help="a gold set with people's pairs, for K = 2")
     arguments = parser.parse_args()
+    if arguments.steps < 2:
+        parser.error("--steps: the first step is left out of the median, so take 2 or more")
     if arguments.pairs:
         arguments.k = [2]
     if arguments.child:
