@@ -205,6 +205,12 @@ def test_the_bytes_of_rl_are_those_worked_by_hand() -> None:
     assert rl_needs(BY_HAND, [], many, prompt=5).step == drawn - 4 * 236
 
 
+def test_a_config_that_leaves_the_key_value_heads_empty_has_as_many_as_heads() -> None:
+    settings = RLSettings(batch_prompts=300, answers_at_once=1)
+    empty = BY_HAND._replace(config={**BY_HAND.config, "num_key_value_heads": None})
+    assert rl_needs(empty, [], settings, 5) == rl_needs(BY_HAND, [], settings, 5)
+
+
 def test_of_a_large_vocabulary_fewer_answers_at_once_are_proposed(tmp_path: Path) -> None:
     folder = made(tmp_path / "m", LlamaConfig(**(SMALL | {"vocab_size": 130_000})))
     settings = RLSettings(answers_at_once=16, max_new_tokens=128)
@@ -358,6 +364,9 @@ def test_nothing_is_said_of_what_is_not_known(tmp_path: Path) -> None:
     assert found.step is None
     assert found.least == 16 * counted(load_causal(str(gpt)))[0] + 4 * 1024 * 32
     assert found.most == 1.1 * found.least
+    # What its config calls otherwise is known of no head: the rest is.
+    rest = parameters(known(gpt), None, reward=True)[0]
+    assert rest == counted(load_causal(str(gpt)).base_model)[0]
     write_text(tmp_path / "int" / "config.json", "{}")
     save_file({"w": torch.zeros(4, dtype=torch.int8)}, tmp_path / "int" / "model.safetensors")
     assert read_model(tmp_path / "int") is None

@@ -50,7 +50,8 @@ def _drawn(model: Model, width: int) -> int:
     config = model.config
     heads = config["num_attention_heads"]
     size: int = config.get("head_dim") or config["hidden_size"] // heads
-    kept: int = 2 * config["num_hidden_layers"] * size * config.get("num_key_value_heads", heads)
+    of_keys = config.get("num_key_value_heads") or heads
+    kept: int = 2 * config["num_hidden_layers"] * size * of_keys
     vocabulary: int = config["vocab_size"]
     return FLOAT32 * (width * kept + 3 * vocabulary)
 

@@ -91,7 +91,8 @@ def _token_head(model: Model) -> int:
 
 
 def _hidden(model: Model) -> int:
-    hidden: int = model.config["hidden_size"]
+    # A head is next to nothing: of a config that calls it otherwise it is taken for that.
+    hidden: int = model.config.get("hidden_size", 0)
     return hidden
 
 
