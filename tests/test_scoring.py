@@ -30,6 +30,7 @@ from rlaif.stages import scoring
 from rlaif.train.loading import load_reward
 from rlaif.train.reward_model import RewardModel
 from rlaif.train.scale import RewardScale, write_scale
+from rlaif.train.settings import check_directory
 from rlaif.train.tiny import make_tiny
 from rlaif.types import Message, Prompt, Response
 
@@ -302,9 +303,24 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     "name", ["outputs/nope", "outputs/nope/rm", "a/b/rm", "./rm", "/rm", "~/rm"]
 )
 def test_a_folder_that_is_not_there_is_looked_up_nowhere(run_cli: Cli, name: str) -> None:
-    Path("outputs").mkdir()
+    Path("outputs/other").mkdir(parents=True)
+    write("outputs/other/config.yaml")
     line = run_cli("score", name, write("r.jsonl", GOOD)).refused()
     assert line.startswith(f"{name}: is not there")
+
+
+def test_a_folder_that_is_called_as_an_organisation_hides_none_of_its_models(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("Qwen/other").mkdir(parents=True)
+    check_directory("Qwen/Qwen2.5-0.5B-Instruct")
+    with pytest.raises(SetupError, match=r"^Qwen/other: is no model directory"):
+        check_directory("Qwen/other")
+    Path("run").mkdir()
+    write("run/config.yaml")
+    with pytest.raises(SetupError, match=r"^run/reward_model: is not there"):
+        check_directory("run/reward_model")
 
 
 @pytest.mark.usefixtures("no_model")

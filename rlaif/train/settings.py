@@ -143,12 +143,12 @@ class ScoringSettings(Record):
 
 
 def check_directory(name: str) -> None:
-    """Raises SetupError where `name` is a folder's by its looks (it begins with `.`, `/` or `~`,
-    has more than one slash, or its first part is here) and holds no model: a hub would be asked
-    for it in vain."""
+    """Raises SetupError where `name` is a folder's (it begins with `.`, `/` or `~`, has more than
+    one slash, is here, or would lie in a run or beside one) and holds no model: a hub would be
+    asked for it in vain."""
     path = Path(name).expanduser()
     local = path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1
-    if not (local or Path(*path.parts[:1]).exists()) or (path / "config.json").is_file():
+    if not (local or path.exists() or _among_runs(path)) or (path / "config.json").is_file():
         return
     inside = path / "reward_model"
     raise SetupError(
@@ -157,6 +157,14 @@ def check_directory(name: str) -> None:
         fix=f"do you mean {inside}?"
         if (inside / "config.json").is_file()
         else "give a directory that save_pretrained wrote, or a hub name",
+    )
+
+
+def _among_runs(path: Path) -> bool:
+    # Not any folder: one may be called as an organisation of a hub is.
+    folder = path.parent
+    return len(path.parts) > 1 and any(
+        next(folder.glob(config), None) for config in ("config.yaml", "*/config.yaml")
     )
 
 
