@@ -353,6 +353,15 @@ def test_a_directory_that_is_no_model_is_one_clear_line(tiny: str, tmp_path: Pat
         score_reward(str(tmp_path / "absent"), ITEMS, 64, quiet_step)
 
 
+def test_a_folder_in_the_home_directory_is_loaded(
+    tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(Path(tiny).parent))
+    train("rm", f"~/{Path(tiny).name}", tmp_path / "rm")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert score_reward("~/rm", ITEMS, 1024, quiet_step)
+
+
 def test_models_of_the_wrong_kind_are_named_as_such(tiny: str, tmp_path: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny)
     for config in (T5Config(), BertConfig(vocab_size=300, hidden_size=12)):

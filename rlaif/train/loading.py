@@ -93,7 +93,9 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """
     check_directory(name)
     with quiet(), _one_line(name):
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            str(Path(name).expanduser())
+        )
     if tokenizer.chat_template is None:
         raise SetupError(
             f"the tokenizer of {name} has no chat template",
@@ -171,7 +173,7 @@ def _load(auto: Any, name: str, kind: str, **settings: Any) -> tuple[PreTrainedM
     check_directory(name)
     with quiet(), _one_line(name, f"{name} is no {kind}"):
         model, info = auto.from_pretrained(
-            name,
+            str(Path(name).expanduser()),
             dtype=torch.float32,
             output_loading_info=True,
             # A pickle runs what it likes when it is loaded, and so does code from a hub.
