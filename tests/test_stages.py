@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import json
 import signal
 import sqlite3
@@ -48,6 +49,20 @@ def run(out: Path, stages: tuple[str, ...], *changes: str, reconfigure: bool = F
 def report(out: Path) -> dict[str, Any]:
     loaded: dict[str, Any] = json.loads((out / "report.json").read_text(encoding="utf-8"))
     return loaded
+
+
+@pytest.mark.parametrize("stage", ["train-rm", "train-dpo"])
+def test_a_tracker_that_is_not_installed_is_found_before_a_label_is_paid_for(
+    tmp_path: Path, stage: str
+) -> None:
+    if importlib.util.find_spec("wandb") is not None:
+        pytest.skip("wandb is installed")
+    section = {"train-rm": "reward_model", "train-dpo": "dpo"}[stage]
+    changes = f"{section}.trackers=[wandb]"
+    with pytest.raises(SetupError, match=rf"^{section}\.trackers: wandb is not installed"):
+        run(tmp_path / "r", (*LABELLING, stage), changes)
+    assert not (tmp_path / "r" / "calls.sqlite").exists()
+    run(tmp_path / "r", LABELLING, changes)
 
 
 def datasets_of(out: Path) -> dict[str, bytes]:

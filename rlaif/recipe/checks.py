@@ -23,14 +23,15 @@ from rlaif.stages import (
     revise,
     train_rl,
 )
-from rlaif.train.settings import require_torch
+from rlaif.train.settings import TrainSettings, require_torch, require_trackers
 
 NEEDED_MB = 50
 """Free on the disk before a run starts. For calls and datasets; a stage that needs more says so
 itself."""
 TRAINED = {"train-sft", "train-rm", "train-dpo", "train-rl", "compare"}
 """Stages that need the training half."""
-
+TRACKED = {"train-sft": "sft", "train-rm": "reward_model", "train-dpo": "dpo"}
+"""Stages whose steps are told to trackers, and their sections."""
 
 S = TypeVar("S")
 
@@ -58,6 +59,10 @@ def check(config: RunConfig, stages: Sequence[str], out: Path) -> None:
         revise.check(config.revise, config.policy, config.judge, tuple(prompts), config.seed)
     if TRAINED & set(stages):
         require_torch()
+    for stage, field in TRACKED.items():
+        settings: TrainSettings | None = config.__dict__[field]
+        if stage in stages and settings is not None:
+            require_trackers(settings, field)
     if "train-rl" in stages:
         rl = section_of(config.rl, "rl")
         train_rl.check(rl)

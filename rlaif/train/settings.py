@@ -168,12 +168,14 @@ def _among_runs(path: Path) -> bool:
     )
 
 
-def require_trackers(settings: TrainSettings) -> None:
-    """Raises SetupError for a tracker that is not installed."""
+def require_trackers(settings: TrainSettings, section: str = "") -> None:
+    """Raises SetupError for a tracker that is not installed. `section`: where they are set."""
     for name in settings.trackers:
         if importlib.util.find_spec(name) is None:
             raise SetupError(
-                f"{name} is not installed", field="trackers", fix=f"pip install {name}"
+                f"{name} is not installed",
+                field=f"{section}.trackers".lstrip("."),
+                fix=f"pip install {name}",
             )
 
 
