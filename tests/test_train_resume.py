@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from rlaif.errors import SetupError, TrainingDiverged
+from rlaif.files import write_text
 from rlaif.train.scoring import score_reward
 from rlaif.train.settings import DPOSettings, LoraSettings, RewardSettings, TrainSettings
 from rlaif.train.tiny import make_tiny
@@ -210,6 +212,50 @@ def test_the_figures_of_each_step_reach_tensorboard(tiny: str, tmp_path: Path) -
     events = EventAccumulator(str(tmp_path / "tensorboard" / "rm")).Reload()
     seen = [e.value for e in events.Scalars("train/loss")]
     assert seen == pytest.approx(result.losses)
+
+
+WANDB = """
+from unittest.mock import MagicMock
+
+run, config, told = None, MagicMock(), []
+
+def init(project, name):
+    global run
+    run = MagicMock()
+    told.append(name)
+
+def finish():
+    global run
+    run = None
+
+def log(values):
+    told[-1:] = [told[-1].partition(" ")[0] + f" to {values['train/global_step']}"]
+"""
+
+
+def test_each_training_is_told_to_a_run_of_its_own(
+    tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("tensorboard")
+    if importlib.util.find_spec("wandb") is not None:
+        pytest.skip("wandb is installed")
+    # As much of wandb as transformers asks: a run that stays until it is finished.
+    for name, text in {
+        "wandb/__init__.py": WANDB,
+        "wandb/sdk/lib/config_util.py": "class ConfigError(Exception): pass",
+    }.items():
+        write_text(tmp_path / "lib" / name, text)
+    monkeypatch.syspath_prepend(tmp_path / "lib")
+    trackers = ["tensorboard", "wandb"]
+    try:
+        train("rm", tiny, tmp_path / "rm", members=3, lora={"rank": 2}, trackers=trackers)
+        train("dpo", tiny, tmp_path / "dpo", trackers=trackers)
+        wandb = importlib.import_module("wandb")
+    finally:
+        for module in [name for name in sys.modules if name.partition(".")[0] == "wandb"]:
+            del sys.modules[module]
+    assert wandb.told == ["rm-1 to 12", "rm-2 to 12", "rm-0 to 12", "dpo to 12"]
+    assert {f.name for f in (tmp_path / "tensorboard").iterdir()} == {"rm-0", "rm-1", "rm-2", "dpo"}
 
 
 @pytest.mark.parametrize("tracker", ["wandb", "trackio"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import importlib
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -82,6 +83,7 @@ def fit(
     if settings.gradient_checkpointing:
         scorer.model.gradient_checkpointing_enable({"use_reentrant": False})
     kept = kept_folder(out, member)
+    tracked = out.name if member is None else f"{out.name}-{member}"
     told = settings.model_dump_json(exclude=UNTOLD), type(scorer).__name__, f"{seed} {sharded()}"
     stamp = stamp_of([*told, *map(repr, encoded.groups)], [scorer])
     with checkpointed(kept, stamp) as resumed, quiet():
@@ -89,7 +91,7 @@ def fit(
             scorer,
             objective,
             encoded.groups,
-            _arguments(settings, seed, kept),
+            _arguments(settings, seed, kept, tracked),
             pad_id(tokenizer),
             packed=packed,
             tokens_at_once=settings.tokens_at_once,
@@ -98,7 +100,7 @@ def fit(
             on_step=on_step,
         )
         if "tensorboard" in settings.trackers and rank() == 0:
-            trainer.add_callback(_tensorboard(out))
+            trainer.add_callback(_tensorboard(out.parent, tracked))
         state = resumed and TrainerState.load_from_json(str(resumed / TRAINER_STATE_NAME))
         if resumed and state and state.global_step == state.max_steps:
             on_log("it was trained before")
@@ -109,6 +111,9 @@ def fit(
                 on_log(f"going on from step {steps_of(resumed)}, where a checkpoint was kept")
             with disk_errors(kept):
                 trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
+            if "wandb" in settings.trackers:
+                # Else the next training of this process would be told to the same run.
+                importlib.import_module("wandb").finish()
         check_finite(scorer)
     unshard(scorer)
     return TrainResult(
@@ -133,12 +138,12 @@ def forget(out: Path) -> None:
         shutil.rmtree(folder)
 
 
-def _arguments(settings: TrainSettings, seed: int, kept: Path) -> TrainingArguments:
+def _arguments(settings: TrainSettings, seed: int, kept: Path, tracked: str) -> TrainingArguments:
     accelerated = torch.accelerator.is_available()
     elsewhere: list[str] = [name for name in settings.trackers if name != "tensorboard"]
     return TrainingArguments(
         output_dir=str(kept),
-        run_name=kept.name.strip(".").removesuffix(".training"),
+        run_name=tracked,
         learning_rate=settings.learning_rate,
         num_train_epochs=settings.epochs,
         per_device_train_batch_size=settings.batch_groups,
@@ -159,8 +164,8 @@ def _arguments(settings: TrainSettings, seed: int, kept: Path) -> TrainingArgume
     )
 
 
-def _tensorboard(out: Path) -> TensorBoardCallback:
+def _tensorboard(run: Path, name: str) -> TensorBoardCallback:
     # Only there where it is installed.
     from torch.utils.tensorboard import SummaryWriter
 
-    return TensorBoardCallback(SummaryWriter(out.parent / "tensorboard" / out.name))  # type: ignore
+    return TensorBoardCallback(SummaryWriter(run / "tensorboard" / name))  # type: ignore

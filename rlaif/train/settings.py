@@ -59,8 +59,8 @@ class TrainSettings(Record):
     checkpoint_minutes: float = Field(default=10.0, gt=0.0)
     """How often to keep what a killed training goes on from."""
     trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
-    """What else is told of each step. TensorBoard's files go to tensorboard/ in the run, wandb's to
-    wandb/ where rlaif runs, Trackio's to its own cache."""
+    """What else is told of each step, a run for each training. TensorBoard's files go to
+    tensorboard/ in the run, wandb's to wandb/ where rlaif runs, Trackio's to its own cache."""
 
     @field_validator("launch")
     @classmethod
