@@ -182,6 +182,18 @@ def test_a_chain_of_thought_with_examples_is_a_row_that_says_why_it_is_not_asked
     assert "| chain of thought, 2-shot | not asked |" in (OUT / "lee.md").read_text("utf-8")
 
 
+def test_nothing_is_held_against_a_first_way_that_was_not_asked(run_cli: Cli) -> None:
+    gold()
+    ways = ("styles=[chain_of_thought, plain]", "shots=[2, 0]", "self_consistency=0")
+    assert run(run_cli, "fake/shorter", *ways).code == 0
+    assert [bool(row.failed) for row in tables().rows] == [True, False, False, False]
+    assert [row.difference for row in tables().rows] == [None] * 4
+    page = (OUT / "lee.md").read_text("utf-8")
+    table = page.split("Difference from chain of thought, 2-shot")[1].split("## ")[0]
+    assert "| plain, 2-shot |  |" in table
+    assert table.rstrip().endswith("No difference is given of fake/shorter, which has no such row.")
+
+
 def test_a_judge_that_cannot_be_asked_in_a_style_is_a_row_and_the_others_are_asked(
     run_cli: Cli, server: Server
 ) -> None:

@@ -91,6 +91,7 @@ def tables_of(tables: LeeTables) -> list[Table]:
             for rows in ([of[judge, *way] for judge in tables.judges] for way in ways)
         ]
 
+    without = [judge for judge in tables.judges if of[judge, *ways[0]].failed]
     best = max((row for row in tables.rows if row.figures), key=_value, default=None)
     found = [
         Table(
@@ -110,7 +111,9 @@ def tables_of(tables: LeeTables) -> list[Table]:
             ("prompt", *tables.judges),
             matrix(_difference)[1:],
             "In percentage points, on the same pairs; above 0 the way is better aligned than the "
-            "judge's first one.",
+            "judge's first one."
+            + f" No difference is given of {', '.join(without)}, which has no such row."
+            * bool(without),
         ),
         Table(
             "Alignment by judge",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import product
 from typing import Any, NamedTuple
 
 from pydantic import Field, field_validator
@@ -271,16 +272,17 @@ async def _styles(
     shots: Sequence[int],
     asking: _Asking,
 ) -> list[LeeRow]:
-    rows = []
+    rows: list[LeeRow] = []
     first: list[Row] = []
-    for style in styles:
-        for k in shots:
-            row = LeeRow(judge=model.model, way=style, shots=k, failed=NO_RATIONALE)
-            if style != "chain_of_thought" or not k:
-                config = judge.asked_in(model, *WAYS[style])
-                row, found = await asking.row(row, config, first)
-                first = first or found
-            rows.append(row)
+    for style, k in product(styles, shots):
+        row = LeeRow(judge=model.model, way=style, shots=k, failed=NO_RATIONALE)
+        found: list[Row] = []
+        if style != "chain_of_thought" or not k:
+            config = judge.asked_in(model, *WAYS[style])
+            row, found = await asking.row(row, config, first)
+        # Where the first way cannot be asked, no other takes its place.
+        first = first if rows else found
+        rows.append(row)
     return rows
 
 
