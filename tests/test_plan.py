@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import json
 import math
+import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -30,6 +31,7 @@ from rlaif.recipe import RunConfig, execute, load_run
 from rlaif.train.counting import token_counter
 from rlaif.train.generate import TransformersModel
 from rlaif.train.memory import Work, needs
+from rlaif.train.rl_memory import rl_needs
 from rlaif.train.shapes import read_model
 from rlaif.types import ChatReply, Choice
 
@@ -535,3 +537,27 @@ def test_the_memory_of_a_training_is_told_once_its_weights_are_there(empty_place
     assert plan.memory["train-rm"] == needed.most
     (told,) = [line for line in lines(plan) if line.startswith("memory at most: ")]
     assert f"train-rm {needed.most / 1e6:.3g} MB, train-dpo " in told
+
+
+def test_the_memory_of_rl_counts_all_bodies_of_the_reward_model(empty_place: Path) -> None:
+    recipe = written_run(empty_place, "model: fake/shorter", n=10)
+    model = read_model(embedded.prepare("tiny-random", print))
+    assert model is not None
+    given = ("rl.max_new_tokens=32", "reward_model.members=3", "reward_model.lora={}")
+    config = loaded(recipe, *given, "rl.held_out=other")
+    shutil.copytree(embedded.prepare("tiny-random", print), "other")
+    longest = max(len(p.messages[0].content) for p in load_prompts(config.sample.prompts))
+    assert config.rl is not None
+    found = rl_needs(model, [(model, 3), (model, 1)], config.rl, math.ceil(longest / 3))
+    assert planned(config, empty_place / "out").memory["train-rl"] == found.most
+    # Heads of an ensemble have one body.
+    heads = loaded(recipe, "rl.max_new_tokens=32", "reward_model.members=3")
+    found = rl_needs(model, [(model, 1)], config.rl, math.ceil(longest / 3))
+    assert planned(heads, empty_place / "out").memory["train-rl"] == found.most
+
+
+def test_of_processes_that_a_launch_file_starts_no_memory_is_told(empty_place: Path) -> None:
+    recipe = written_run(empty_place, "model: fake/shorter", n=10)
+    embedded.prepare("tiny-random", print)
+    config = loaded(recipe, "reward_model.launch=ddp")
+    assert set(planned(config, empty_place / "out").memory) == {"train-dpo"}

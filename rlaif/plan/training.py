@@ -13,6 +13,7 @@ from rlaif.models import embedded
 from rlaif.models.names import parse_model
 from rlaif.models.pool import identity_of, weights_identity
 from rlaif.plan.figures import Figure, exactly
+from rlaif.plan.history import TOKENS_A_CHARACTER
 from rlaif.preferences import split_by_prompt
 from rlaif.recipe import SFT, RunConfig
 from rlaif.stages.train_dpo import DPOConfig
@@ -20,13 +21,16 @@ from rlaif.stages.train_rl import RLConfig
 from rlaif.stages.train_rm import RewardModelConfig
 from rlaif.stages.train_sft import SFTConfig
 from rlaif.train.memory import Work, needs
-from rlaif.train.shapes import read_model
+from rlaif.train.rl_memory import rl_needs
+from rlaif.train.shapes import Model, read_model
 
 Section = SFTConfig | RewardModelConfig | DPOConfig | RLConfig
 PARTS = {"train-sft": "sft", "train-rm": "reward_model", "train-dpo": "dpo", "train-rl": "rl"}
 """Stage -> the report's part that tells how long it took."""
 SPREAD = Figure(0.5, 1.0, 2.0)
 """How far a step may be from one of an earlier run: other lengths, another load of the machine."""
+ADAPTERS = "members/*/adapter_config.json"
+"""In the folder of a reward model: its members but the first, each a body."""
 COPY = Figure(0.9, 1.0, 2.2)
 """Bytes of trained weights for a byte of those it starts from: they are saved in float32."""
 
@@ -61,20 +65,46 @@ def training(
 
 
 def memory(stage: str, config: RunConfig, out: Path) -> float | None:
-    """Bytes that a training stage takes at most; None where that is unknown."""
+    """Bytes that a training stage takes at most; None where that is unknown, as it is of the
+    processes that a launch file starts."""
     section = _section(stage, config)
-    if section is None or isinstance(section, RLConfig):
+    if section is None:
         return None
-    _, folder = _start(config, stage, section, out)
-    model = read_model(folder) if folder is not None else None
+    model = _start_model(config, stage, section, out)
     if model is None:
         return None
-    tokens = section.tokens_at_once
-    members = section.members if isinstance(section, RewardModelConfig) else 1
-    work = Work(tokens, min(tokens, config.sample.k * section.max_length), section.max_length)
-    reward = stage == "train-rm"
-    found = needs(model, section, work, reward=reward, members=members)
+    if isinstance(section, RLConfig):
+        found = rl_needs(model, _scorers(config, section, out), section, _longest(config))
+    elif section.launch is not None:
+        return None
+    else:
+        tokens = section.tokens_at_once
+        members = section.members if isinstance(section, RewardModelConfig) else 1
+        work = Work(tokens, min(tokens, config.sample.k * section.max_length), section.max_length)
+        found = needs(model, section, work, reward=stage == "train-rm", members=members)
     return None if found.step is None else found.most
+
+
+def _start_model(config: RunConfig, stage: str, section: Section, out: Path) -> Model | None:
+    _, folder = _start(config, stage, section, out)
+    return None if folder is None else read_model(folder)
+
+
+def _scorers(config: RunConfig, rl: RLConfig, out: Path) -> list[tuple[Model, int]]:
+    """Reward models as far as they are known, each with how many bodies it has."""
+    of = config.reward_model
+    found = [(_start_model(config, "train-rm", of, out), of.members if of.lora else 1)]
+    if rl.held_out is not None:
+        folder = Path(rl.held_out)
+        found.append((read_model(folder), 1 + len(list(folder.glob(ADAPTERS)))))
+    return [(model, bodies) for model, bodies in found if model is not None]
+
+
+def _longest(config: RunConfig) -> int:
+    """Tokens of the longest prompt, as many as its characters may make."""
+    prompts = load_prompts(config.sample.prompts, config.sample.limit)
+    longest = max(sum(len(m.content) for m in p.messages) for p in prompts)
+    return math.ceil(TOKENS_A_CHARACTER.high * longest)
 
 
 def _section(stage: str, config: RunConfig) -> Section | None:
