@@ -11,6 +11,7 @@ from conftest import Finished, chat_request
 
 from rlaif.callstore import CallStore
 from rlaif.config import dump_config
+from rlaif.files import write_text
 from rlaif.recipe import KINDS, load_as
 from rlaif.types import ChatReply, Choice
 
@@ -59,7 +60,23 @@ def test_a_stage_is_at_work_or_was_stopped(run_cli: Cli, held: bool) -> None:
         if held:
             fcntl.flock(lock, fcntl.LOCK_EX)
         found = states(told(run_cli))["sample"]
-    assert found == ("at work" if held else "stopped; the same command goes on")
+    assert found == ("at work" if held else "did not come to its end")
+
+
+def test_of_several_stages_that_did_not_end_it_is_not_said_which_is_at_work(run_cli: Cli) -> None:
+    assert run_cli("sample", "smoke", *QUICK, "--out", "r", "--max-calls", "1").code == 4
+    Path("r/parts/begun_sweep.json").write_text("{}")
+    with Path("r/.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        found = states(told(run_cli))
+    assert {found["sample"], found["sweep"]} == {"at work, or did not come to its end"}
+
+
+def test_a_judge_that_falls_short_of_its_gate_is_told_as_such(run_cli: Cli) -> None:
+    gate = ("judge.gate.gold=[concise]", "judge.gate.min_agreement=1", "judge.model=fake/longer")
+    assert run_cli("run", "smoke", *QUICK, *gate, "--out", "r").code == 3
+    said = states(told(run_cli))["certify"]
+    assert said.startswith("the judge falls short of its gate: ")
 
 
 def test_failures_are_told_with_what_was_said_most_often(run_cli: Cli) -> None:
@@ -83,18 +100,42 @@ def test_money_of_which_a_part_is_unknown_is_a_lower_bound(run_cli: Cli) -> None
     assert any(least in line for line in told(run_cli, "--prices", "p.yaml"))
 
 
-def test_of_a_study_it_tells_the_calls_and_what_is_at_work(run_cli: Cli) -> None:
-    given = ["human.path=concise", "judge.model=fake/shorter"]
+def test_of_a_study_it_tells_its_stages_by_what_they_have_left(run_cli: Cli) -> None:
+    given = ["human.path=concise", "judge.model=fake/shorter", "arms=[human, ai_soft]", "seeds=2"]
     config, _ = load_as(KINDS["human"], "rlhf-vs-rlaif", given, Path("r"))
-    files = {"config.yaml": dump_config(config), "parts/begun_arms.json": "{}"}
+    part = '{"of": null, "value": {}}'
+    files = {"config.yaml": dump_config(config), "parts/human.json": part}
+    # No training of the present config.
+    stamps = [f"arms/{name}/stamp.json" for name in ("human-0/dpo", "ai_soft-1-0.25/reward_model")]
+    files |= dict.fromkeys([*stamps, "arms/human-7/dpo/stamp.json"], "")
     for name, text in files.items():
-        Path("r", name).parent.mkdir(parents=True, exist_ok=True)
-        Path("r", name).write_text(text)
+        write_text(Path("r", name), text)
     assert told(run_cli) == [
-        "arms  stopped; the same command goes on",
+        "human         done",
+        "judge         not done",
+        # Two arms and two seeds with two models each, and two shares of one.
+        "arms          2 of 16 trainings",
+        "head-to-head  not done",
+        "report        not done",
         "no call is stored",
         "nothing to look at yet",
     ]
+    write_text(Path("r/parts/begun_arms.json"), "{}")
+    write_text(Path("r/parts/evaluation.json"), part)
+    write_text(Path("r/study.html"), "")
+    found = told(run_cli)
+    assert states(found)["arms"] == "did not come to its end"
+    assert (states(found)["head-to-head"], states(found)["report"]) == ("done", "done")
+    assert found[-1] == "look at: r/study.html"
+
+
+def test_of_finished_tables_it_tells_that_they_are_done(run_cli: Cli) -> None:
+    given = ["judge.models=[fake/shorter]", "human.path=concise"]
+    config, _ = load_as(KINDS["shots"], "lee-tables", given, Path("r"))
+    write_text(Path("r/config.yaml"), dump_config(config))
+    assert told(run_cli)[0] == "lee-tables  not done"
+    write_text(Path("r/lee.json"), "{}")
+    assert told(run_cli)[0] == "lee-tables  done"
 
 
 def test_a_folder_without_a_run_is_refused(run_cli: Cli) -> None:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
+from itertools import product
 from pathlib import Path
 
 from rlaif.callstore import tools
+from rlaif.evaluate.study.records import curve_arms
 from rlaif.models.prices import Prices
-from rlaif.recipe.config import RunConfig, kind_in, load_run, path_of
-from rlaif.workspace import RunFolder, is_at_work
+from rlaif.recipe.config import RunConfig, load_run
+from rlaif.recipe.kinds import kind_of, load_as
+from rlaif.recipe.lee_tables import LeeConfig
+from rlaif.recipe.study import STAGES, StudyConfig
+from rlaif.stages.arms import _Unit as Unit
+from rlaif.workspace import STAMP, RunFolder, is_at_work
 
 MADE = {
     "revise": "revisions",
@@ -23,12 +29,14 @@ MADE = {
     "compare": "comparison",
 }
 """Stage -> the part of the report that it saves when it is done."""
+NOT_DONE = "not done"
 LOOK_AT = (
     "report.html",
     "certificate.html",
     "revisions/chains.html",
     "attribution.html",
     "lee.html",
+    "study.html",
     "logs",
 )
 
@@ -36,11 +44,11 @@ LOOK_AT = (
 def status(out: Path, prices: Prices) -> list[str]:
     """What is done, at work and out of date, what the stored calls cost by `prices`, what failed,
     and where to look. Raises SetupError where `out` holds no run."""
-    # What has been made of a study's arms, say, its files do not tell stage by stage.
-    is_run = kind_in(path_of(None, out)) is None
-    of_run = _stages_of(load_run(None, [], out)[0]) if is_run else ()
     folder = RunFolder(out)
-    states = dict(_states(of_run, folder, at_work=is_at_work(out)))
+    states = _made(out, folder)
+    begun = folder.begun()
+    # Others too may be at work in the folder: a sweep, best-of-n against a gold.
+    states |= dict.fromkeys(begun, _begun(len(begun), at_work=is_at_work(out)))
     wide = max(map(len, states), default=0)
     return [
         *(f"{stage:{wide}}  {state}" for stage, state in states.items()),
@@ -52,24 +60,64 @@ def status(out: Path, prices: Prices) -> list[str]:
     ]
 
 
-def _stages_of(config: RunConfig) -> tuple[str, ...]:
-    return tuple(s for s in config.stages() if s != "certify" or config.judge.gate is not None)
+def _begun(stages: int, *, at_work: bool) -> str:
+    """Of stages that have not ended: killed, or ended in an error, or still at work."""
+    if not at_work:
+        return "did not come to its end"
+    return "at work" if stages == 1 else "at work, or did not come to its end"
 
 
-def _states(
-    of_run: Sequence[str], folder: RunFolder, *, at_work: bool
-) -> Iterator[tuple[str, str]]:
-    begun = folder.begun()
-    # Others too may be at work in the folder: a sweep, best-of-n against a gold.
-    for stage in (*of_run, *(s for s in begun if s not in of_run)):
-        if stage in begun:
-            yield stage, "at work" if at_work else "stopped; the same command goes on"
-        elif folder.part(MADE[stage]) is not None:
-            yield stage, "done"
-        elif folder.was_made(MADE[stage]):
-            yield stage, "out of date: what it was made from has changed"
-        else:
-            yield stage, "not done"
+def _made(out: Path, folder: RunFolder) -> dict[str, str]:
+    """What each stage has left, in their order."""
+    kind = kind_of(None, out)
+    if kind is None:
+        config, _ = load_run(None, [], out)
+        return {stage: _part(folder, MADE[stage]) for stage in _asked(config.stages(), config)}
+    if kind.config is LeeConfig:
+        return {"lee-tables": _file(out / "lee.json")}
+    study, _ = load_as(kind, None, [], out)
+    assert isinstance(study, StudyConfig)
+    made = {
+        "human": _part(folder, "human"),
+        "certify": _part(folder, MADE["certify"]),
+        "judge": _part(folder, MADE["judge"]),
+        "arms": _arms(study, out),
+        "head-to-head": _part(folder, "evaluation"),
+    }
+    stages = {stage: made[stage] for stage in _asked(STAGES, study)}
+    return {**stages, "report": _file(out / "study.html")}
+
+
+def _asked(stages: Iterable[str], config: RunConfig | StudyConfig) -> list[str]:
+    return [s for s in stages if s != "certify" or config.judge.gate is not None]
+
+
+def _part(folder: RunFolder, name: str) -> str:
+    part = folder.part(name)
+    if part is None:
+        changed = "out of date: what it was made from has changed"
+        return changed if folder.was_made(name) else NOT_DONE
+    short = part["shortfalls"] if name == MADE["certify"] else ()
+    return f"the judge falls short of its gate: {'; '.join(short)}" if short else "done"
+
+
+def _file(path: Path) -> str:
+    return "done" if path.is_file() else NOT_DONE
+
+
+def _arms(config: StudyConfig, out: Path) -> str:
+    """A study's trainings, by the stamps that each leaves last."""
+    of_curve = [arm for arm in config.arms if arm in curve_arms(config.arms)]
+    kinds = [*product(config.arms, (1.0,), ("reward_model", "dpo"))]
+    kinds += [*product(of_curve, config.learning_curve, ("reward_model",))]
+    wanted = [
+        out / "arms" / Unit(arm, seed, share).name / model / STAMP
+        for (arm, share, model), seed in product(kinds, range(config.seeds))
+    ]
+    made = sum(path.is_file() for path in wanted)
+    if made == len(wanted):
+        return "done"
+    return f"{made} of {len(wanted)} trainings" if made else NOT_DONE
 
 
 def _calls(out: Path, prices: Prices) -> list[str]:
