@@ -116,7 +116,7 @@ class Arm:
         self.folder = folder / "run" / "arms" / "human-0" / "reward_model"
 
     def train(self, settings: RewardModelConfig = SETTINGS, *, keep: bool = False) -> Any:
-        unit = arms._Unit("human", 0, 1.0)
+        unit = arms.Unit("human", 0, 1.0)
         arms._reward_model(
             unit, self.plan.human, [], self.plan, settings, self.start, self.work, keep=keep
         )

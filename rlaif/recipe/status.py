@@ -13,7 +13,7 @@ from rlaif.recipe.config import RunConfig, load_run
 from rlaif.recipe.kinds import kind_of, load_as
 from rlaif.recipe.lee_tables import LeeConfig
 from rlaif.recipe.study import STAGES, StudyConfig
-from rlaif.stages.arms import _Unit as Unit
+from rlaif.stages.arms import Unit as Unit
 from rlaif.workspace import STAMP, RunFolder, is_at_work
 
 MADE = {

@@ -30,7 +30,7 @@ from rlaif.stages.arms import AnswersConfig
 from rlaif.stages.human import HumanConfig
 from rlaif.stages.train_dpo import DPOConfig
 from rlaif.stages.train_rm import RewardModelConfig
-from rlaif.train.settings import require_torch
+from rlaif.train.settings import require_torch, require_trackers
 from rlaif.types import PreferenceGroup, Record
 from rlaif.workspace import Workspace
 
@@ -159,6 +159,7 @@ def check_study(config: StudyConfig) -> None:
         check_model(config.evaluation.judge, "evaluation.judge")
         check_way(config.evaluating().first, "evaluation.judge")
     for section in ("reward_model", "dpo"):
+        require_trackers(config.__dict__[section], section)
         base = config.__dict__[section].base
         model, field = (
             (config.policy.model, "policy.model") if base is None else (base, f"{section}.base")

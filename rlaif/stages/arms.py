@@ -60,7 +60,9 @@ class AnswersConfig(Record):
     """What serves the arms' policies. auto: vLLM where it serves the policy's own weights."""
 
 
-class _Unit(NamedTuple):
+class Unit(NamedTuple):
+    """What is trained in one folder: a reward model, and for the whole of the pairs a policy."""
+
     arm: ArmName
     seed: int
     share: float
@@ -120,11 +122,9 @@ async def run(
     plan = _plan(work)
     start = start_weights(base, policy.model, "dpo")
     asked = _asked(answers, plan, work)
-    units = [_Unit(arm, seed, 1.0) for seed in range(seeds) for arm in arms]
+    units = [Unit(arm, seed, 1.0) for seed in range(seeds) for arm in arms]
     of_curve: tuple[ArmName, ...] = ("human", "ai_soft" if "ai_soft" in arms else "ai_hard")
-    parts = [
-        _Unit(arm, seed, share) for share in curve for seed in range(seeds) for arm in of_curve
-    ]
+    parts = [Unit(arm, seed, share) for share in curve for seed in range(seeds) for arm in of_curve]
     async with work.stage("arms") as bill:
         untrained = serve_start(policy, base, start, answers.engine)
         best_of = await _start(untrained, answers, asked, bill, work)
@@ -170,7 +170,7 @@ def _plan(work: Workspace) -> Plan:
     return Plan(human, ai, every)
 
 
-def _groups(unit: _Unit, plan: Plan, seed: int) -> list[PreferenceGroup]:
+def _groups(unit: Unit, plan: Plan, seed: int) -> list[PreferenceGroup]:
     human = [g for g in plan.human if g.split == "train"]
     ai = [g for g in plan.ai if g.split == "train"]
     # Parts are drawn by the seed alone, so that both arms of a curve see the same prompts.
@@ -217,7 +217,7 @@ async def _start(
 
 
 def _reward_model(
-    unit: _Unit,
+    unit: Unit,
     groups: list[PreferenceGroup],
     best_of: Sequence[tuple[Prompt, list[Response]]],
     plan: Plan,
@@ -261,7 +261,7 @@ def _reward_model(
 
 
 async def _policy(
-    unit: _Unit,
+    unit: Unit,
     groups: list[PreferenceGroup],
     reference: ScoreRows,
     plan: Plan,
@@ -336,9 +336,7 @@ def _inputs(
     }
 
 
-def _keep_trained(
-    folder: Path, unit: _Unit, groups: Sequence[PreferenceGroup], result: Any
-) -> None:
+def _keep_trained(folder: Path, unit: Unit, groups: Sequence[PreferenceGroup], result: Any) -> None:
     trained = Trained(
         arm=unit.arm,
         seed=unit.seed,
