@@ -69,7 +69,9 @@ def test_the_demo_dataset_is_read_by_datasets(
     row = loaded["train"][0]
     assert row["chosen"][0]["role"] == "assistant"
     assert row["probability"] > 0.5
-    assert {vote["principle"] for vote in row["votes"]} == {"answer-first", "no-padding"}
+    # A principle on which so small a judge gives no verdict has no vote in that row.
+    votes = [vote for row in loaded["train"] for vote in row["votes"]]
+    assert {vote["principle"] for vote in votes} == {"answer-first", "no-padding"}
 
 
 def test_running_the_demo_again_asks_no_model_and_starts_no_server(demo: Path) -> None:
