@@ -38,7 +38,7 @@ LONGER_WINS = {
     "code-review": (6, 11),
 }
 WORDINGS = ("text", "comparison", "critique", "revision")
-ROWS = {"everyday": 320, "sensitive": 80, "smoke": 12}
+ROWS = {"everyday": 320, "sensitive": 80, "harmful": 24, "smoke": 12}
 LENGTHS = {"short", "paragraph", "list"}
 KINDS = {"explain", "how-to", "rewrite", "ideas", "advice", "code", "facts", "creative"}
 RISKS = {

@@ -107,5 +107,5 @@ def test_a_file_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_missing_set_lists_the_ones_there_are() -> None:
-    with pytest.raises(SetupError, match="one of: everyday, sensitive, smoke"):
+    with pytest.raises(SetupError, match="one of: everyday, harmful, sensitive, smoke"):
         load_prompts("nowhere")
