@@ -13,7 +13,7 @@ goes first alternates from row to row.
 The data are synthetic: words of the packaged prompt set, about 150 prompt tokens and 54 response
 tokens, so nothing is fetched and a figure can be checked anywhere; `--pairs FILE` takes people's
 pairs instead (K = 2), whose lengths differ more. `step` is the median optimiser step but the first,
-which takes two or three times as long on both sides; `total` runs from loading the model to the
+which warms up; `total` runs from loading the model to the
 last step (tokenising, reference scoring and our check of packing included); `cpu` is the processor
 time of all threads over the total, which a busy machine disturbs less; memory is the process's
 peak. Ratios are TRL's figure by ours. The table says of how many steps a row is. `tokens` are what
