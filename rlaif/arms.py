@@ -11,8 +11,6 @@ from rlaif.types import Comparison, PreferenceGroup, Record
 ArmName = Literal["human", "ai_soft", "ai_hard", "mixed", "noise_matched"]
 START = "start"
 """The policy that all arms start from."""
-
-
 BEST_OF = "best_of"
 """Instead of an arm's policy: what its reward model picks of the start policy's answers."""
 
@@ -49,6 +47,23 @@ class Verdict(Record):
     comparison: Comparison
 
 
+def curve_arms(arms: Sequence[str]) -> tuple[ArmName, ArmName]:
+    """The arms of which smaller parts are trained on, too."""
+    return "human", "ai_soft" if "ai_soft" in arms else "ai_hard"
+
+
+def folder_of(arm: str, seed: int, share: float = 1.0) -> str:
+    """The folder of what is trained on a share of an arm's pairs."""
+    return f"{arm}-{seed}" if share == 1 else f"{arm}-{seed}-{share:g}"
+
+
+def compared_in(group: PreferenceGroup) -> list[tuple[str, str]]:
+    """Response ids of each of the group's comparisons, as a judge is asked about them."""
+    return [
+        (f"{group.prompt.id}/{c.first}", f"{group.prompt.id}/{c.second}") for c in group.comparisons
+    ]
+
+
 def paired(
     human: Sequence[PreferenceGroup], comparisons: Sequence[Comparison]
 ) -> tuple[list[PreferenceGroup], list[PreferenceGroup]]:
@@ -60,8 +75,7 @@ def paired(
     by_people, by_judge = [], []
     for group in human:
         kept, judged = [], []
-        for c in group.comparisons:
-            ids = (f"{group.prompt.id}/{c.first}", f"{group.prompt.id}/{c.second}")
+        for c, ids in zip(group.comparisons, compared_in(group), strict=True):
             found = of_pair.get(ids)
             if found is not None and found.p_first is not None:
                 kept.append(c)
@@ -118,8 +132,8 @@ def arm_groups(
 
     mixed: half of the prompts, drawn by the seed, have people's labels and the others the judge's
     probabilities. noise_matched: people's labels of which `flip` turns so many that they agree with
-    people's as often as the judge's do: what it does worse than people's labels is noise, and what
-    the judge's do differently from it is not.
+    people's as often as the judge's do: where the judge's arms differ from it, they differ in more
+    than the number of flips.
     """
     if arm == "human":
         return list(human)

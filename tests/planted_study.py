@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rlaif.arms import BEST_OF, START, Trained, Verdict
+from rlaif.arms import BEST_OF, START, Trained, Verdict, curve_arms
 from rlaif.evaluate.heldout import Scores
 from rlaif.evaluate.schema import ConstitutionFacts
 from rlaif.evaluate.study.data import Said, StudyData, StudySettings, Unit
-from rlaif.evaluate.study.records import KINDS, HumanSection, Kind, Spent, curve_arms
+from rlaif.evaluate.study.records import KINDS, HumanSection, Kind, Spent
 from rlaif.types import (
     Comparison,
     Message,

@@ -157,18 +157,11 @@ def arm_answers(
 
     Raises ValueError as `clustered` does.
     """
-    value_N = _checked(value_N, 1, prompt_N, bounds)
-    of_prompts, prompts = _over(value_N, prompt_N)
-    of_seeds, seeds = _over(value_N, seed_N)
-    return Estimate(
-        value=_inside(value_N.mean(), bounds),
-        bounds=bounds,
-        n=len(value_N),
-        prompts=prompts,
-        seeds=seeds,
-        of_prompts=of_prompts,
-        of_seeds=None if of_seeds is None else of_seeds.model_copy(update={"skewness": 0.0}),
-    )
+    by_prompts = clustered(value_N, prompt_N, bounds)
+    of_seeds, seeds = _over(np.asarray(value_N, dtype=np.float64), seed_N)
+    if of_seeds is not None:
+        of_seeds = of_seeds.model_copy(update={"skewness": 0.0})
+    return by_prompts.model_copy(update={"seeds": seeds, "of_seeds": of_seeds})
 
 
 def arm_difference(a_ME: npt.ArrayLike, b_ME: npt.ArrayLike, prompt_M: Names) -> Estimate:

@@ -15,7 +15,7 @@ from rlaif.models.gate import Gate
 from rlaif.models.pool import check_model
 from rlaif.recipe.checks import NEEDED_MB, check_judges
 from rlaif.recipe.config import RunName
-from rlaif.recipe.running import _claim
+from rlaif.recipe.running import claim
 from rlaif.stages import lee_tables
 from rlaif.stages.lee_tables import WAYS, LabelersConfig, PeopleConfig
 from rlaif.types import Record
@@ -76,7 +76,7 @@ async def _execute(
 ) -> list[str]:
     work = Workspace(out, config.seed, {}, gate)
     try:
-        _claim(config, out, reconfigure)
+        claim(config, out, reconfigure)
         found = await lee_tables.run(
             config.human, config.judge, config.styles, config.shots, config.self_consistency, work
         )

@@ -135,7 +135,7 @@ async def _execute(
         # Only now that the directory is ours: the config of a run at work must stay its own.
         if not reconfigure:
             config = _with_rl_of(config, out)
-        _claim(config, out, reconfigure)
+        claim(config, out, reconfigure)
         for stage, run in steps:
             if stage in ("train-sft", "train-rm", "train-rl"):
                 # Training needs the memory that the servers hold.
@@ -238,7 +238,7 @@ def _with_rl_of(config: RunConfig, out: Path) -> RunConfig:
     return config.model_copy(update={"rl": validate(train_rl.RLConfig, there, None, str(path))})
 
 
-def _claim(config: BaseModel, out: Path, reconfigure: bool) -> None:
+def claim(config: BaseModel, out: Path, reconfigure: bool) -> None:
     """Writes the config into the run directory; refuses the directory of another config."""
     path = out / "config.yaml"
     # A config that a mistake kept from making anything binds nobody.

@@ -6,14 +6,13 @@ from collections.abc import Iterable
 from itertools import product
 from pathlib import Path
 
+from rlaif.arms import curve_arms, folder_of
 from rlaif.callstore import tools
-from rlaif.evaluate.study.records import curve_arms
 from rlaif.models.prices import Prices
 from rlaif.recipe.config import RunConfig, load_run
 from rlaif.recipe.kinds import kind_of, load_as
 from rlaif.recipe.lee_tables import LeeConfig
 from rlaif.recipe.study import STAGES, StudyConfig
-from rlaif.stages.arms import Unit as Unit
 from rlaif.workspace import STAMP, RunFolder, is_at_work
 
 MADE = {
@@ -111,7 +110,7 @@ def _arms(config: StudyConfig, out: Path) -> str:
     kinds = [*product(config.arms, (1.0,), ("reward_model", "dpo"))]
     kinds += [*product(of_curve, config.learning_curve, ("reward_model",))]
     wanted = [
-        out / "arms" / Unit(arm, seed, share).name / model / STAMP
+        out / "arms" / folder_of(arm, seed, share) / model / STAMP
         for (arm, share, model), seed in product(kinds, range(config.seeds))
     ]
     made = sum(path.is_file() for path in wanted)

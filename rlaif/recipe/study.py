@@ -10,7 +10,7 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from rlaif import interrupts
-from rlaif.arms import ArmName
+from rlaif.arms import ArmName, compared_in
 from rlaif.datasets import load_prompts
 from rlaif.errors import SetupError, TooManyFailures
 from rlaif.evaluate.study.data import StudySettings, read_study
@@ -24,7 +24,7 @@ from rlaif.models.prices import Price
 from rlaif.progress import say
 from rlaif.recipe.checks import NEEDED_MB, check_judges, check_way
 from rlaif.recipe.config import RunName
-from rlaif.recipe.running import _claim, open_transformers
+from rlaif.recipe.running import claim, open_transformers
 from rlaif.stages import arms, certify, head_to_head, human, judge
 from rlaif.stages.arms import AnswersConfig
 from rlaif.stages.human import HumanConfig
@@ -110,9 +110,7 @@ async def _human(config: StudyConfig, work: Workspace) -> None:
 
 async def _judge(config: StudyConfig, work: Workspace) -> None:
     groups = read_jsonl(work.human, PreferenceGroup)
-    pairs = {
-        f"{g.prompt.id}/{c.first}|{g.prompt.id}/{c.second}" for g in groups for c in g.comparisons
-    }
+    pairs = {"|".join(ids) for group in groups for ids in compared_in(group)}
     await judge.run(config.judge, work, only=pairs)
 
 
@@ -191,7 +189,7 @@ async def _execute(
 ) -> list[str]:
     work = Workspace(out, config.seed, {"transformers": open_transformers}, gate)
     try:
-        _claim(config, out, reconfigure)
+        claim(config, out, reconfigure)
         for stage, run in STAGES.items():
             if stage == "arms":
                 # Training needs the memory that the servers hold.

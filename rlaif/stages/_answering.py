@@ -68,7 +68,7 @@ async def answer(
     if len(found.failed) > max_failed * calls:
         raise TooManyFailures(
             f"{len(found.failed)} of {calls} calls to the {name} policy failed, "
-            f"sample.max_failed allows {max_failed:.0%}; the rest is kept"
+            f"max_failed allows {max_failed:.0%}; the rest is kept"
         )
     return Answers(
         [r.model_copy(update={"id": f"{name}:{r.id}"}) for r in found.responses],

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from pydantic import Field
 
-from rlaif.arms import START, ArmName, Trained, arm_groups, paired, part_of
+from rlaif.arms import START, ArmName, Trained, arm_groups, curve_arms, folder_of, paired, part_of
 from rlaif.datasets import load_prompts
 from rlaif.errors import SetupError
 from rlaif.evaluate.noise_control import flip_to
@@ -69,8 +69,7 @@ class Unit(NamedTuple):
 
     @property
     def name(self) -> str:
-        part = "" if self.share == 1 else f"-{self.share:g}"
-        return f"{self.arm}-{self.seed}{part}"
+        return folder_of(self.arm, self.seed, self.share)
 
 
 class _Asked(NamedTuple):
@@ -123,8 +122,12 @@ async def run(
     start = start_weights(base, policy.model, "dpo")
     asked = _asked(answers, plan, work)
     units = [Unit(arm, seed, 1.0) for seed in range(seeds) for arm in arms]
-    of_curve: tuple[ArmName, ...] = ("human", "ai_soft" if "ai_soft" in arms else "ai_hard")
-    parts = [Unit(arm, seed, share) for share in curve for seed in range(seeds) for arm in of_curve]
+    parts = [
+        Unit(arm, seed, share)
+        for share in curve
+        for seed in range(seeds)
+        for arm in curve_arms(arms)
+    ]
     async with work.stage("arms") as bill:
         untrained = serve_start(policy, base, start, answers.engine)
         best_of = await _start(untrained, answers, asked, bill, work)

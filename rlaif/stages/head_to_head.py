@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from rlaif.arms import BEST_OF, START, ArmName, Verdict
+from rlaif.arms import BEST_OF, START, ArmName, Verdict, folder_of
 from rlaif.constitution import load_constitution
 from rlaif.errors import TooManyFailures
 from rlaif.evaluate.overoptimization import kl_of_best_of
@@ -63,7 +63,7 @@ def _matches(
     arms: Sequence[ArmName], seed: int, prompts: Mapping[str, Prompt], folder: Path
 ) -> Iterator[tuple[str, str, int | None, Pair]]:
     start = _answers(folder / START)
-    own = {arm: _answers(folder / f"{arm}-{seed}" / "dpo") for arm in arms}
+    own = {arm: _answers(folder / folder_of(arm, seed) / "dpo") for arm in arms}
     for arm in arms:
         for first, second in _beside(own[arm], start):
             yield arm, START, None, Pair(prompts[first.prompt_id], first, second)
@@ -99,7 +99,7 @@ def _picks(
     """The best of the start policy's first n answers, by the arm's reward model; n is the one whose
     KL, log n - (n - 1) / n, is nearest to the policy's among those there are. None where the
     policy's KL is not known."""
-    of = folder / f"{arm}-{seed}"
+    of = folder / folder_of(arm, seed)
     scores: dict[str, list[float | None]] = json.loads(
         (of / "reward_model" / "best_of.json").read_text(encoding="utf-8")
     )

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rlaif.arms import curve_arms
 from rlaif.evaluate.study.document import Section, Table, usd_cell
-from rlaif.evaluate.study.records import Spent, StudyReport, curve_arms
+from rlaif.evaluate.study.records import Spent, StudyReport
 from rlaif.evaluate.study.words import MODELS, rate_and_money
 from rlaif.evaluate.wording import number, percent
 

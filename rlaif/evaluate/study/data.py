@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 
 from pydantic import TypeAdapter, ValidationError
 
-from rlaif.arms import START, Trained, Verdict
+from rlaif.arms import START, Trained, Verdict, curve_arms, folder_of
 from rlaif.callstore import CallStore
 from rlaif.errors import SetupError
 from rlaif.evaluate.heldout import Scores
 from rlaif.evaluate.schema import ConstitutionFacts
-from rlaif.evaluate.study.records import HumanSection, Kind, Spent, curve_arms
+from rlaif.evaluate.study.records import HumanSection, Kind, Spent
 from rlaif.files import read_jsonl
 from rlaif.models.prices import FREE, Price
 from rlaif.types import Comparison, Judgment, PreferenceGroup, Response
@@ -101,12 +101,12 @@ def read_study(folder: Path, settings: StudySettings, store: CallStore) -> Study
     parts = {}
     for arm in settings.arms:
         for seed in range(settings.seeds):
-            of = arms / f"{arm}-{seed}"
+            of = arms / folder_of(arm, seed)
             units["reward_model", arm, seed] = _unit(of / "reward_model", groups)
             units["dpo", arm, seed] = _unit(of / "dpo", groups)
             said[arm, seed] = _said(of / "dpo", _read(of / "dpo" / "log_ratios.json", _RATIOS))
             for share in settings.shares if arm in curve_arms(settings.arms) else ():
-                part = arms / f"{arm}-{seed}-{share:g}" / "reward_model"
+                part = arms / folder_of(arm, seed, share) / "reward_model"
                 parts[arm, seed, share] = unit = _unit(part, groups)
                 if unit.trained.share != share:
                     told = f"holds the share {unit.trained.share}, not {share}"

@@ -9,7 +9,7 @@ from itertools import groupby
 import numpy as np
 
 import rlaif
-from rlaif.arms import START
+from rlaif.arms import START, curve_arms
 from rlaif.evaluate.exchange_rate import ExchangeRates, Measured, exchange_rates
 from rlaif.evaluate.study.arms import (
     HeldOutPairs,
@@ -23,7 +23,7 @@ from rlaif.evaluate.study.arms import (
 from rlaif.evaluate.study.data import StudyData, Unit
 from rlaif.evaluate.study.labels import labels, pairs_of
 from rlaif.evaluate.study.policies import policies, win_rates
-from rlaif.evaluate.study.records import Cost, Kin, Run, StudyReport, Training, Worth, curve_arms
+from rlaif.evaluate.study.records import Cost, Kin, Run, StudyReport, Training, Worth
 
 FAMILIES = {
     "gpt": r"gpt|chatgpt|davinci|o[1345](?:-|$)",

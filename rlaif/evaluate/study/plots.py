@@ -11,10 +11,11 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
+from rlaif.arms import curve_arms
 from rlaif.evaluate.exchange_rate import ExchangeRates, LearningCurve
 from rlaif.evaluate.intervals import Interval
 from rlaif.evaluate.plots import LIGHT, LN2, STYLE, Dot, draw_dots, svg
-from rlaif.evaluate.study.records import KINDS, Run, StudyReport, curve_arms
+from rlaif.evaluate.study.records import KINDS, Run, StudyReport
 from rlaif.evaluate.study.words import MODELS
 
 ROLE = {"reward_model": "rm", "dpo": "dpo"}

@@ -5,7 +5,6 @@ What could not be measured is None, never a number.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal
 
 from rlaif.evaluate.calibration import CalibrationFigures
@@ -23,11 +22,6 @@ from rlaif.types import Probability, Record, Split
 Kind = Literal["reward_model", "dpo"]
 KINDS: tuple[Kind, ...] = ("reward_model", "dpo")
 Kin = Literal["same", "family", "unknown", "other"]
-
-
-def curve_arms(arms: Sequence[str]) -> tuple[str, str]:
-    """The arms of the learning curve."""
-    return "human", "ai_soft" if "ai_soft" in arms else "ai_hard"
 
 
 class HumanSection(Record):

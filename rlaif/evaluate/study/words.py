@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 
+from rlaif.arms import curve_arms
 from rlaif.evaluate.comparison_words import (
     points,
     points_of,
@@ -19,7 +20,6 @@ from rlaif.evaluate.study.records import (
     ArmAccuracy,
     Difference,
     StudyReport,
-    curve_arms,
 )
 from rlaif.evaluate.wording import amount, counted, number, percent, reasons, share
 
