@@ -110,7 +110,7 @@ def test_help_imports_neither_torch_nor_a_vendor_sdk() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_loading_every_recipe_needs_no_torch() -> None:
+def test_loading_every_recipe_needs_neither_torch_nor_scipy() -> None:
     code = (
         "import sys\n"
         "from rlaif.recipe import kind_of, load_as, load_run, recipes\n"
@@ -122,7 +122,7 @@ def test_loading_every_recipe_needs_no_torch() -> None:
         "for name in recipes():\n"
         "    if kind := kind_of(name, None): load_as(kind, name, given[name], None)\n"
         "    else: load_run(name, [], None)\n"
-        "print([m for m in ('torch', 'transformers') if m in sys.modules])"
+        "print([m for m in ('torch', 'transformers', 'scipy') if m in sys.modules])"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 from pydantic import Field
-from scipy import stats
 
 from rlaif.evaluate.intervals import ROUNDING, Interval
 from rlaif.types import Record
@@ -42,6 +41,8 @@ class Part(Record):
         Expansion, on the Studentised mean). It is widened by twice that, since a sample that has
         seen little of a tail shows little skewness, and never narrowed.
         """
+        from scipy import stats  # half a second, which no other command should wait for
+
         t = float(stats.t.ppf(quantile, self.df))
         lean = self.skewness * (2.0 * t * t + 1.0) / 3.0
         se = math.sqrt(self.variance)

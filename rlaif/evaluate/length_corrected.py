@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 from pydantic import Field
-from scipy import special, stats
 
 from rlaif.evaluate.estimates import Array, Names, arm_answers, clustered
 from rlaif.evaluate.intervals import Interval
@@ -91,7 +90,7 @@ def length_corrected(
         se_2 = _jackknife(win_M, x_M2, fitted_2, cluster_M)
         if se_2 is None:
             return _none(f"without one of the {name} all length ratios are alike", raw, empty)
-        square_2 += (stats.t.ppf((1.0 + raw.confidence) / 2.0, cluster_M.max()) * se_2) ** 2
+        square_2 += (_t((1.0 + raw.confidence) / 2.0, int(cluster_M.max())) * se_2) ** 2
     return _read(fitted_2, np.sqrt(square_2), raw, empty)
 
 
@@ -101,7 +100,7 @@ def _none(reason: str, raw: Interval | None, empty: int) -> LengthCorrected:
 
 def _read(fitted_2: Array, half_2: Array, raw: Interval, empty: int) -> LengthCorrected:
     ends_32 = np.stack([fitted_2, fitted_2 - half_2, fitted_2 + half_2])
-    ends_32[:, 0] = special.expit(ends_32[:, 0])
+    ends_32[:, 0] = _expit(ends_32[:, 0])
     corrected, slope = (
         raw.model_copy(
             update={
@@ -140,7 +139,7 @@ def _fit(win_M: Array, x_M2: Array) -> Array | None:
 
     at = likelihood(beta_2)
     for _ in range(STEPS):
-        p_M = special.expit(x_M2 @ beta_2)
+        p_M = _expit(x_M2 @ beta_2)
         step_2 = np.linalg.solve(_information(p_M, x_M2).sum(axis=0), x_M2.T @ (win_M - p_M))
         if np.abs(step_2).max() < CONVERGED:
             return beta_2
@@ -160,7 +159,7 @@ def _jackknife(
     win_M: Array, x_M2: Array, fitted_2: Array, cluster_M: npt.NDArray[np.intp]
 ) -> Array | None:
     """Standard errors of both coefficients; None where a cluster cannot be left out."""
-    p_M = special.expit(x_M2 @ fitted_2)
+    p_M = _expit(x_M2 @ fitted_2)
     C = int(cluster_M.max()) + 1
     score_C2, information_C22 = np.zeros((C, 2)), np.zeros((C, 2, 2))
     np.add.at(score_C2, cluster_M, x_M2 * (win_M - p_M)[:, None])
@@ -170,3 +169,15 @@ def _jackknife(
         return None
     off_C2 = np.linalg.solve(rest_C22, score_C2[:, :, None])[:, :, 0]
     return np.asarray(np.sqrt((C - 1) / C * (off_C2**2).sum(axis=0)))
+
+
+def _expit(logit_N: Array) -> Array:
+    from scipy import special  # half a second, which no other command should wait for
+
+    return np.asarray(special.expit(logit_N))
+
+
+def _t(quantile: float, df: int) -> float:
+    from scipy import stats
+
+    return float(stats.t.ppf(quantile, df))

@@ -12,7 +12,6 @@ from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
 
 from rlaif.evaluate.estimates import Array, Names
 from rlaif.evaluate.label_agreement import labels
@@ -150,6 +149,8 @@ def _predicted(x_MF: Array, y_RM: Array, fold_M: npt.NDArray[np.intp]) -> Array:
 
 def _auc(predicted_RM: Array, y_RM: Array) -> Array:
     """Area under the ROC curve of each row, (R,): Mann & Whitney's U by the number of pairs."""
+    from scipy import stats  # half a second, which no other command should wait for
+
     rank_RM = stats.rankdata(predicted_RM, axis=1)
     ones_R = y_RM.sum(axis=1)
     u_R = (rank_RM * y_RM).sum(axis=1) - ones_R * (ones_R + 1.0) / 2.0

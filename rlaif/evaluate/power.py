@@ -6,8 +6,6 @@ import math
 from bisect import bisect_left
 from typing import Literal
 
-from scipy import stats
-
 from rlaif.evaluate.equivalence import ALPHA
 from rlaif.evaluate.estimates import Estimate
 
@@ -74,4 +72,6 @@ def needed_for_equivalence(
 
 
 def _quantiles(df: float, *at: float) -> float:
+    from scipy import stats  # half a second, which no other command should wait for
+
     return float(sum(stats.t.ppf(p, df) for p in at))

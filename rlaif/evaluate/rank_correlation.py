@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from scipy import stats
 
 from rlaif.evaluate.estimates import DIFFERENCE, clustered
 from rlaif.evaluate.intervals import Interval
@@ -32,6 +31,8 @@ def rank_correlation(
     Source: Kendall (1945), The Treatment of Ties in Ranking Problems. Raises ValueError where the
     two have different numbers of answers.
     """
+    from scipy import stats  # half a second, which no other command should wait for
+
     tau, prompts = [], []
     both = sorted(one.keys() & other.keys())
     for prompt in both:

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import special
 
 from rlaif.errors import SetupError
 from rlaif.evaluate.calibration import calibration
@@ -102,6 +101,8 @@ def held_out(of: HeldOutPairs) -> HeldOut:
 
 def accuracies(data: StudyData, of: HeldOutPairs) -> tuple[ArmAccuracy, ...]:
     """Every arm's models of both kinds."""
+    from scipy import special  # see `estimates`
+
     decided_M, ai_M = _by_judge(of.pairs)
     prompt_M = np.array(of.prompt_M)
     found = []
