@@ -632,17 +632,20 @@ def test_what_a_killed_task_left_is_cleared_and_not_what_is_being_written(
 
 def test_a_task_that_is_stopped_leaves_nothing_and_says_so(rm: str, empty_place: Path) -> None:
     write("r.jsonl", *({"prompt": f"Q{i}", "response": "x" * 2000} for i in range(3000)))
-    task = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-m", "rlaif", "score", rm, "r.jsonl"],
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
-    )
-    deadline = time.monotonic() + 120
-    while not list(empty_place.glob(".r-scored.jsonl.*")) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    task.send_signal(signal.SIGTERM)
-    _, err = task.communicate(timeout=60)
+    ) as task:
+        deadline = time.monotonic() + 120
+        while not list(empty_place.glob(".r-scored.jsonl.*")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        task.send_signal(signal.SIGTERM)
+        try:
+            _, err = task.communicate(timeout=60)
+        finally:
+            task.kill()
     assert task.returncode == 130
     assert err.splitlines()[-1].startswith(
         "rlaif: stopped; nothing is written, this starts again: rlaif score"

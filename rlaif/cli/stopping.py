@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import typer
 
 from rlaif.errors import AskingStopped
-from rlaif.interrupts import terminate
+from rlaif.interrupts import terminate, unswallowed
 from rlaif.progress import say
 
 
@@ -23,7 +23,8 @@ def stoppable(
     is left and the command that goes on."""
     before = signal.signal(signal.SIGTERM, terminate)
     try:
-        yield
+        with unswallowed():
+            yield
     except AskingStopped as e:
         say(f"rlaif: {e}: {command()}", "stopped")
         raise typer.Exit(e.exit_code) from None
