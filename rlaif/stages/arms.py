@@ -96,8 +96,8 @@ class Plan(NamedTuple):
     human: list[PreferenceGroup]
     """Pairs that both decided, under people's labels; both splits."""
     ai: list[PreferenceGroup]
-    every: list[PreferenceGroup]
-    """All groups of people's data, to be scored."""
+    held_out: list[PreferenceGroup]
+    """All held-out groups of people's data, to be scored."""
 
 
 async def run(
@@ -113,9 +113,9 @@ async def run(
     *,
     keep_weights: bool,
 ) -> None:
-    """Writes arms/<arm>-<seed>/: scores of both models on all pairs, answers of the policy and its
-    log-ratios, and the weights where they are kept. Nothing is done again that was made from the
-    same labels, settings and start."""
+    """Writes arms/<arm>-<seed>/: scores of both models on the held-out pairs, answers of the policy
+    and its log-ratios, and the weights where they are kept. Nothing is done again that was made
+    from the same labels, settings and start."""
     require_torch()
     need_space(work.directory, NEEDED_MB)
     plan = _plan(work)
@@ -132,7 +132,9 @@ async def run(
         untrained = serve_start(policy, base, start, answers.engine)
         best_of = await _start(untrained, answers, asked, bill, work)
         await work.pool.close_servers()
-        reference = reference_log_probs(plan.every, start, dpo, work)
+        seen = [*(g for g in plan.human if g.split == "train"), *plan.held_out]
+        rows = reference_log_probs(seen, start, dpo, work)
+        reference = dict(zip((g.prompt.id for g in seen), rows, strict=True))
         for number, unit in enumerate([*units, *parts], 1):
             say(f"arms: {unit.name} ({number} of {len(units) + len(parts)})")
             groups = _groups(unit, plan, work.seed)
@@ -170,7 +172,7 @@ def _plan(work: Workspace) -> Plan:
                 file=work.comparisons,
                 fix="take another judge, or more pairs",
             )
-    return Plan(human, ai, every)
+    return Plan(human, ai, [g for g in every if g.split == "test"])
 
 
 def _groups(unit: Unit, plan: Plan, seed: int) -> list[PreferenceGroup]:
@@ -231,7 +233,7 @@ def _reward_model(
     keep: bool,
 ) -> None:
     folder = work.directory / "arms" / unit.name / "reward_model"
-    items = [(g.prompt, g.responses) for g in plan.every]
+    items = [(g.prompt, g.responses) for g in plan.held_out]
     if unit.share == 1:
         items += [(p, tuple(r.text for r in of)) for p, of in best_of]
     weights = folder / "weights"
@@ -252,9 +254,9 @@ def _reward_model(
         _keep_trained(folder, unit, groups, result)
         work.mark_made(weights, trained_on)
     with interruptible(), Steps(f"{unit.name} scoring", "groups") as on_step:
-        rows = score_reward(str(weights), items, settings.max_length, on_step)
-    every, picked = rows[: len(plan.every)], rows[len(plan.every) :]
-    _keep_scores(folder / "scores.json", plan.every, every)
+        rows = score_reward(str(weights), items, settings.max_length, on_step, settings.dtype)
+    held_out, picked = rows[: len(plan.held_out)], rows[len(plan.held_out) :]
+    _keep_scores(folder / "scores.json", plan.held_out, held_out)
     if unit.share == 1:
         of_prompt = {p.id: row for (p, _), row in zip(best_of, picked, strict=True)}
         write_text(folder / "best_of.json", json.dumps(of_prompt) + "\n")
@@ -266,7 +268,7 @@ def _reward_model(
 async def _policy(
     unit: Unit,
     groups: list[PreferenceGroup],
-    reference: ScoreRows,
+    reference: Mapping[str, list[float | None]],
     plan: Plan,
     settings: DPOSettings,
     config: AnswersConfig,
@@ -283,7 +285,7 @@ async def _policy(
     trained_on = _inputs(groups, settings, start, work.seed + unit.seed)
     told = {
         "trained": trained_on,
-        "every": digest([[g.prompt.id, g.responses] for g in plan.every]),
+        "held_out": digest([[g.prompt.id, g.responses] for g in plan.held_out]),
         "answers": digest([config.samples, config.engine, asked.plain()]),
     }
     if work.is_made(folder, told) and (not keep or work.is_made(weights, trained_on)):
@@ -292,8 +294,7 @@ async def _policy(
     from rlaif.train.training import train_dpo
 
     if not work.is_made(weights, trained_on):
-        of_id = dict(zip((g.prompt.id for g in plan.every), reference, strict=True))
-        references = [of_id[g.prompt.id] for g in groups]
+        references = [reference[g.prompt.id] for g in groups]
         with settings_of("dpo"), interruptible(), Steps(f"{unit.name} DPO", "steps") as on_step:
             result = train_dpo(
                 start.weights,
@@ -308,8 +309,9 @@ async def _policy(
         _keep_trained(folder, unit, groups, result)
         work.mark_made(weights, trained_on)
     with interruptible(), Steps(f"{unit.name} scoring", "groups") as on_step:
-        rows = implicit_rewards(weights, plan.every, settings, reference, on_step)
-    _keep_scores(folder / "scores.json", plan.every, rows)
+        of_held_out = [reference[g.prompt.id] for g in plan.held_out]
+        rows = implicit_rewards(weights, plan.held_out, settings, of_held_out, on_step)
+    _keep_scores(folder / "scores.json", plan.held_out, rows)
     model = serve(str(weights.resolve()), policy, start, config.engine)
     told_tokens = with_tokens(asked.sampling)
     found = await answer(

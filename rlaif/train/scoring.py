@@ -39,15 +39,16 @@ def score_reward(
     items: Sequence[tuple[Prompt, Sequence[str]]],
     max_length: int,
     on_step: OnStep,
+    dtype: Precision = "float32",
 ) -> list[list[float | None]]:
     """The reward of each response to each prompt; None if it is longer than `max_length`, which
-    counts the prompt. Of an ensemble the mean of its members.
+    counts the prompt. Of an ensemble the mean of its members. `dtype`: of the forward pass.
 
     Raises SetupError if `model_dir` is no reward model.
     """
     return [
         [None if scores_M is None else sum(scores_M) / len(scores_M) for scores_M in scores_KM]
-        for scores_KM in score_members(model_dir, items, max_length, on_step)
+        for scores_KM in score_members(model_dir, items, max_length, on_step, dtype)
     ]
 
 
@@ -57,6 +58,7 @@ def score_members(
     items: Sequence[tuple[Prompt, Sequence[str]]],
     max_length: int,
     on_step: OnStep,
+    dtype: Precision = "float32",
 ) -> list[list[list[float] | None]]:
     """As `score_reward`, the rewards of all M members for each response, (M,)."""
     tokenizer = load_tokenizer(model_dir)
@@ -70,7 +72,8 @@ def score_members(
         return [[None if v is None else v.reshape(-1).tolist() for v in row] for row in rows]
 
     # One after the other, so that one is held at a time.
-    found, *others = map(of, members_of(model_dir, pad_id(tokenizer)))
+    with in_precision(dtype):
+        found, *others = map(of, members_of(model_dir, pad_id(tokenizer)))
     for more in others:
         for row, more_row in zip(found, more, strict=True):
             for scores_M, score_1 in zip(row, more_row, strict=True):

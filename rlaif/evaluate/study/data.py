@@ -49,7 +49,7 @@ class Unit(NamedTuple):
 
     trained: Trained
     scores: Scores
-    """Of every group's responses."""
+    """Of every held-out group's responses."""
 
 
 class Said(NamedTuple):
@@ -141,6 +141,8 @@ def _unit(folder: Path, groups: Sequence[PreferenceGroup]) -> Unit:
     path = folder / "scores.json"
     scores = _read(path, _SCORES)
     for group in groups:
+        if group.split != "test":
+            continue
         found = scores.get(group.prompt.id, [])
         if len(found) != len(group.responses):
             K = len(group.responses)
