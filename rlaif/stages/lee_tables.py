@@ -74,6 +74,8 @@ class LabelersConfig(Record):
     """Most tokens of a verdict that is read from text."""
     vote_tokens: int = Field(default=256, ge=2)
     """Most tokens of one written-out verdict, for self-consistency."""
+    min_label_mass: float = Field(default=0.1, ge=0, le=1)
+    """A verdict whose labels hold less probability than this together is unscored."""
     tie_margin: float = Field(default=0.01, ge=0, lt=0.5)
     """Pairs with |p - 0.5| up to this are ties, which count half."""
 
