@@ -451,3 +451,18 @@ def test_a_cpu_computes_in_float32_unless_it_has_amx(tmp_path: Path) -> None:
     cpuinfo.write_text("flags : avx512_bf16 amx_bf16\n")
     assert server_settings._cpu_dtype("auto", cpuinfo) == "bfloat16"
     assert server_settings._cpu_dtype("float16", cpuinfo) == "float16"
+
+
+def test_a_server_that_is_told_its_threads_is_not_bound_to_the_first_cores(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(server_settings, "runs_on_gpu", lambda: False)
+    monkeypatch.setattr(server_settings, "_cpus", lambda: [0, 1])
+    monkeypatch.delenv("VLLM_CPU_OMP_THREADS_BIND", raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    bound = "VLLM_CPU_OMP_THREADS_BIND"
+    assert server_settings.environment(ServerConfig())[bound] == "0-1"
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert server_settings.environment(ServerConfig())[bound] == "nobind"
+    monkeypatch.setenv(bound, "1")
+    assert server_settings.environment(ServerConfig())[bound] == "1"

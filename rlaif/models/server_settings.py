@@ -116,8 +116,10 @@ def environment(config: ServerConfig) -> dict[str, str]:
     """The environment of the server, without its key."""
     env = {"VLLM_NO_USAGE_STATS": "1", **os.environ}
     if not runs_on_gpu():
-        # vLLM's own choice keeps one core back and takes one of each hyperthreaded pair.
-        env.setdefault("VLLM_CPU_OMP_THREADS_BIND", _cpu_list(_cpus()))
+        # vLLM's own choice keeps one core back and takes one of each hyperthreaded pair. With fewer
+        # threads than cores each server would sit on the first ones, beside idle others.
+        bound = "nobind" if "OMP_NUM_THREADS" in env else _cpu_list(_cpus())
+        env.setdefault("VLLM_CPU_OMP_THREADS_BIND", bound)
         # It would outrank --kv-cache-memory-bytes, and knows whole GiB only.
         env.pop("VLLM_CPU_KVCACHE_SPACE", None)
         if _eager(config):
