@@ -232,6 +232,7 @@ def test_a_mistake_in_the_config_is_named(change: str, said: str) -> None:
     with pytest.raises(SetupError) as refused:
         load_as(KINDS["human"], "rlhf-vs-rlaif", [*GIVEN, change], None)
     assert said in str(refused.value)
+    assert str(refused.value).startswith(f"command line: {change.partition('=')[0]}")
 
 
 @pytest.fixture
