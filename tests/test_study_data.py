@@ -198,9 +198,37 @@ def test_a_test_set_of_the_same_conversations_leaves_nothing_to_train_on(tmp_pat
         read(tmp_path, PLAIN, PLAIN)
 
 
-def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(SetupError, match=r"nowhere\.jsonl"):
-        made(tmp_path, HumanConfig(path=str(tmp_path / "nowhere.jsonl")))
+@pytest.mark.parametrize("field", ["path", "test_path"])
+def test_a_file_that_is_not_there_is_named_with_its_field(tmp_path: Path, field: str) -> None:
+    paths = {"path": written(tmp_path / "rows.jsonl", PLAIN), field: str(tmp_path / "nowhere.jsonl")}
+    with pytest.raises(SetupError, match=r"nowhere\.jsonl' is neither a file") as refused:
+        made(tmp_path, HumanConfig(**paths))
+    assert refused.value.field == f"human.{field}"
+
+
+def test_data_that_is_gone_leaves_what_was_made_of_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = read(tmp_path, PLAIN)
+    path = tmp_path / "rows.jsonl"
+    path.unlink()
+    assert made(tmp_path, HumanConfig(path=str(path), usd_per_label=1.0)) == before
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "gone" in line]
+    assert line.startswith("human: human.path is gone; what was made of it is in ")
+
+
+@pytest.mark.parametrize("name", ["prompts", "responses", "human", "splits"])
+def test_data_that_is_gone_is_not_made_up_for_by_other_files(tmp_path: Path, name: str) -> None:
+    read(tmp_path, PLAIN)
+    path = tmp_path / "rows.jsonl"
+    path.unlink()
+    for other in (HumanConfig(path=str(path), limit=8), HumanConfig(path=f"{path}.gz")):
+        with pytest.raises(SetupError, match="is neither a file"):
+            made(tmp_path, other)
+    (file,) = (tmp_path / "run").glob(f"{name}.json*")
+    file.unlink()
+    with pytest.raises(SetupError, match="is neither a file"):
+        made(tmp_path, HumanConfig(path=str(path)))
 
 
 def test_a_row_without_a_response_is_named_with_its_line(tmp_path: Path) -> None:
