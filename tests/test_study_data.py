@@ -204,9 +204,12 @@ def test_a_test_set_of_the_same_conversations_leaves_nothing_to_train_on(tmp_pat
 
 @pytest.mark.parametrize("field", ["path", "test_path"])
 def test_a_file_that_is_not_there_is_named_with_its_field(tmp_path: Path, field: str) -> None:
-    paths = {"path": written(tmp_path / "rows.jsonl", PLAIN), field: str(tmp_path / "nowhere.jsonl")}
+    paths = {
+        "path": written(tmp_path / "rows.jsonl", PLAIN),
+        field: str(tmp_path / "nowhere.jsonl"),
+    }
     with pytest.raises(SetupError, match=r"nowhere\.jsonl' is neither a file") as refused:
-        made(tmp_path, HumanConfig(**paths))
+        made(tmp_path, HumanConfig.model_validate(paths))
     assert refused.value.field == f"human.{field}"
 
 
