@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,20 +24,51 @@ def load_config(path: Path, overrides: Sequence[str], model: type[M]) -> M:
     """The file with the overrides applied, as `model`.
 
     Raises SetupError: file and line for a mistake in the file, `command line` for one in an
-    override; for an unknown field the nearest known one.
+    override, or in how fields go together that was none without an override; for an unknown field
+    the nearest known one.
     """
     source = YamlFile(path)
+    as_written = copy.deepcopy(source.value)
     for override in overrides:
         _apply(override, source.value, model)
     try:
         return validate(model, source.value, source)
     except SetupError as e:
-        set_here = [o.partition("=")[0] for o in overrides]
-        if any(
-            e.field == name or e.field.startswith((f"{name}.", f"{name}[")) for name in set_here
-        ):
-            raise SetupError(e.problem, fix=e.fix, file=COMMAND_LINE, field=e.field) from e
-        raise
+        set_here = dict.fromkeys(o.partition("=")[0] for o in overrides)
+        if any(_within(e.field, name) for name in set_here):
+            field = e.field
+        elif made_so := [n for n in set_here if _goes_without(n, e, as_written, overrides, model)]:
+            # A section's validator names the section: these are its fields that it is about.
+            field = ", ".join(n for n in made_so if _within(n, e.field)) or e.field
+        else:
+            raise
+        raise SetupError(e.problem, fix=e.fix, file=COMMAND_LINE, field=field) from e
+
+
+def _within(field: str, section: str) -> bool:
+    """Whether a field is the section or lies in it; all lie in "", the whole."""
+    return not section or field == section or field.startswith((f"{section}.", f"{section}["))
+
+
+def _goes_without(
+    name: str,
+    mistake: SetupError,
+    as_written: dict[str, Any],
+    overrides: Sequence[str],
+    model: type[BaseModel],
+) -> bool:
+    """Whether a mistake would not be told if the command line did not set the field `name`. Where
+    the field is needed, and only that would be told, this is not known, and false."""
+    value = copy.deepcopy(as_written)
+    for override in overrides:
+        if override.partition("=")[0] != name:
+            _apply(override, value, model)
+    try:
+        validate(model, value, None)
+    except SetupError as e:
+        same = (e.field, e.problem) == (mistake.field, mistake.problem)
+        return not same and (not e.field or not _within(name, e.field))
+    return True
 
 
 def from_overrides(overrides: Sequence[str], model: type[M]) -> M:

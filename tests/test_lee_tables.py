@@ -388,7 +388,7 @@ def test_longer_wins_counts_every_judged_pair() -> None:
         ("shots=[0, 0]", "shots names one twice"),
         ("shots=[-1]", "shots[0]: found -1"),
         ("self_consistency=1", "self_consistency of 1"),
-        ("human.path=nowhere.jsonl", "nowhere.jsonl"),
+        ("human.path=nowhere.jsonl", "human.path: 'nowhere.jsonl' is neither a file"),
         ("human.limit=0", "human.limit: found 0"),
         ("shots=[0, 30]", "shots: asks for 30 examples"),
         ("judge.constitution=nope", "nope"),

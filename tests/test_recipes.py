@@ -3,9 +3,11 @@
 import ast
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from conftest import Finished
 
 from rlaif.config import describe, dump_config, load_config
 from rlaif.recipe import KINDS, STAGES, RunConfig, kind_of, load_as, load_run, recipes
@@ -93,3 +95,28 @@ def test_help_of_run_names_every_field_with_its_documentation() -> None:
         for name, _, text in describe(model):
             assert name in fields
             assert text in fields
+
+
+@pytest.mark.parametrize(
+    ("recipe", "its", "others"),
+    [
+        ("rlhf-vs-rlaif", "human.test_path =", ["sample.k =", "shots ="]),
+        ("lee-tables", "shots =", ["sample.k =", "human.test_path ="]),
+        ("smoke", "sample.k =", ["shots =", "human.test_path ="]),
+    ],
+)
+def test_help_on_a_recipe_names_the_fields_of_its_kind_alone(
+    recipe: str, its: str, others: list[str]
+) -> None:
+    for arguments in (["run", recipe, "seed=1", "--help"], ["run", "--help", recipe]):
+        done = subprocess.run(
+            [sys.executable, "-m", "rlaif", *arguments], capture_output=True, text=True, check=True
+        )
+        _, fields = done.stdout.split("Fields of a recipe")
+        assert f"\n  {its}" in fields
+        assert not [other for other in others if f"\n  {other}" in fields]
+
+
+def test_help_on_a_recipe_that_is_not_there_says_so(run_cli: Callable[..., Finished]) -> None:
+    said = run_cli("run", "dmeo", "--help").refused()
+    assert said.startswith("recipes: 'dmeo' is neither a file nor one of ours")

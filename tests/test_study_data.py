@@ -15,9 +15,13 @@ from conftest import Finished
 from rlaif.errors import SetupError
 from rlaif.evaluate.study.records import HumanSection
 from rlaif.files import read_jsonl
+from rlaif.models import embedded
 from rlaif.recipe import KINDS, load_as
 from rlaif.stages import human
 from rlaif.stages.human import HumanConfig
+from rlaif.train.groups import encode_groups
+from rlaif.train.lengths import pair_lengths
+from rlaif.train.loading import load_tokenizer
 from rlaif.types import PreferenceGroup
 from rlaif.workspace import Workspace
 
@@ -198,9 +202,40 @@ def test_a_test_set_of_the_same_conversations_leaves_nothing_to_train_on(tmp_pat
         read(tmp_path, PLAIN, PLAIN)
 
 
-def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(SetupError, match=r"nowhere\.jsonl"):
-        made(tmp_path, HumanConfig(path=str(tmp_path / "nowhere.jsonl")))
+@pytest.mark.parametrize("field", ["path", "test_path"])
+def test_a_file_that_is_not_there_is_named_with_its_field(tmp_path: Path, field: str) -> None:
+    paths = {
+        "path": written(tmp_path / "rows.jsonl", PLAIN),
+        field: str(tmp_path / "nowhere.jsonl"),
+    }
+    with pytest.raises(SetupError, match=r"nowhere\.jsonl' is neither a file") as refused:
+        made(tmp_path, HumanConfig.model_validate(paths))
+    assert refused.value.field == f"human.{field}"
+
+
+def test_data_that_is_gone_leaves_what_was_made_of_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = read(tmp_path, PLAIN)
+    path = tmp_path / "rows.jsonl"
+    path.unlink()
+    assert made(tmp_path, HumanConfig(path=str(path), usd_per_label=1.0)) == before
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "gone" in line]
+    assert line.startswith("human: human.path is gone; what was made of it is in ")
+
+
+@pytest.mark.parametrize("name", ["prompts", "responses", "human", "splits"])
+def test_data_that_is_gone_is_not_made_up_for_by_other_files(tmp_path: Path, name: str) -> None:
+    read(tmp_path, PLAIN)
+    path = tmp_path / "rows.jsonl"
+    path.unlink()
+    for other in (HumanConfig(path=str(path), limit=8), HumanConfig(path=f"{path}.gz")):
+        with pytest.raises(SetupError, match="is neither a file"):
+            made(tmp_path, other)
+    (file,) = (tmp_path / "run").glob(f"{name}.json*")
+    file.unlink()
+    with pytest.raises(SetupError, match="is neither a file"):
+        made(tmp_path, HumanConfig(path=str(path)))
 
 
 def test_a_row_without_a_response_is_named_with_its_line(tmp_path: Path) -> None:
@@ -232,6 +267,7 @@ def test_a_mistake_in_the_config_is_named(change: str, said: str) -> None:
     with pytest.raises(SetupError) as refused:
         load_as(KINDS["human"], "rlhf-vs-rlaif", [*GIVEN, change], None)
     assert said in str(refused.value)
+    assert str(refused.value).startswith(f"command line: {change.partition('=')[0]}")
 
 
 @pytest.fixture
@@ -270,4 +306,58 @@ def test_before_anything_is_asked_it_says_what_the_held_out_prompts_can_show(
     assert "held-out" not in done.err
     done = command("--max-calls", "1")
     before, _, _ = done.err.partition("judge …")
-    assert "study: 3 held-out prompts can show a difference of" in before
+    assert "study: with 3 held-out prompts it can show next to nothing" in before
+    assert "too long" not in before
+
+
+LONG = "a long story, " * 30
+
+
+def long_pairs(train: int, test: int) -> list[str]:
+    """Writes four pairs to train on and four to hold out, so many of them with a long answer."""
+    for name, long in (("rows", train), ("test", test)):
+        rows = [pair(f"In {name} {i}?", "good", LONG if i < long else "bad") for i in range(4)]
+        written(Path(f"{name}.jsonl"), rows)
+    return ["human.test_path=test.jsonl", "--max-calls", "1"]
+
+
+def test_before_anything_is_asked_it_says_how_many_pairs_are_too_long(
+    command: Callable[..., Finished],
+) -> None:
+    given = long_pairs(train=1, test=2)
+    both = [*given, "reward_model.max_length=200", "dpo.max_length=200"]
+    for _ in range(2):  # counted, and as it was counted
+        before, _, _ = command(*both).err.partition("judge …")
+        assert (
+            "study: too long, and left out: 1 of 4 train pairs and 2 of 4 held-out pairs "
+            "(reward_model.max_length and dpo.max_length: 200 tokens)"
+        ) in before
+    one = command(*given, "dpo.max_length=200", "--reconfigure").err
+    assert "2 of 4 held-out pairs (dpo.max_length: 200 tokens)" in one
+    written(Path("test.jsonl"), PLAIN)
+    other = command(*given, "dpo.max_length=200", "--reconfigure").err
+    assert "1 of 4 train pairs and 0 of 12 held-out pairs" in other
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "shown"), [(4, 1, "every train pair"), (1, 4, "every held-out pair")]
+)
+def test_a_split_that_is_too_long_as_a_whole_is_refused_before_anything_is_asked(
+    train: int, test: int, shown: str, command: Callable[..., Finished]
+) -> None:
+    done = command(*long_pairs(train, test), "dpo.max_length=200")
+    assert f"dpo.max_length: is 200, and {shown} has more tokens than that" in done.stopped()
+    assert "judge …" not in done.err
+
+
+def test_a_pair_is_as_long_as_training_takes_it_to_be(tmp_path: Path) -> None:
+    given = [*PLAIN[:3], pair("Long?", "good", LONG), pair("Level in length?", LONG, LONG + "x")]
+    groups, _ = read(tmp_path, given)
+    model = str(embedded.prepare("tiny-random", print))
+    tokenizer = load_tokenizer(model)
+    lengths = pair_lengths(model, groups)
+    assert [len(of) for of in lengths] == [1] * 5
+    for group, (tokens,) in zip(groups, lengths, strict=True):
+        assert encode_groups(tokenizer, [group], tokens, as_drawn=True).dropped_responses == 0
+        with pytest.raises(SetupError, match="no group is left to train on"):
+            encode_groups(tokenizer, [group], tokens - 1, as_drawn=True)

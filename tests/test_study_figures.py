@@ -509,7 +509,25 @@ def test_costs_and_what_a_label_is_worth() -> None:
 def test_before_a_run_it_is_said_what_the_prompts_can_show() -> None:
     # variance 0.25: se = 0.5 / sqrt(400) = 2.5 points; (1.966 + 0.843) se = 7.02 points;
     # (z(0.95) + z(0.9))^2 0.25 / 0.05^2 = 856.4, and three more for t.
-    told = planned_words(400, 0.05)
+    told = planned_words(400, 0.05, 1600)
     assert "400 held-out prompts can show a difference of 7.02 points" in told
-    assert "alike within 5.00 points takes 859 prompts" in told
-    assert "no difference" in planned_words(1, 0.05)
+    assert "alike within 5.00 points takes 859 of them, about 3,436 pairs in all" in told
+    assert "next to nothing" not in planned_words(20, 0.05, 80)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "said"),
+    [
+        (1, "with 1 held-out prompt it can show next to nothing: no difference between two arms;"),
+        # 0.25 (t_3(0.975) + t_3(0.8)) = 104 points, more than there are.
+        (4, "with 4 held-out prompts it can show next to nothing: no difference between two arms;"),
+        # se = 0.5 / sqrt(19); (2.101 + 0.862) se = 34.0 points.
+        (19, "can show next to nothing: no difference under 34.0 points between two arms;"),
+    ],
+)
+def test_before_a_run_of_few_prompts_it_is_said_that_they_show_next_to_nothing(
+    prompts: int, said: str
+) -> None:
+    told = planned_words(prompts, 0.05, 10 * prompts)
+    assert said in told
+    assert "within 5.00 points takes 859 of them, about 8,590 pairs in all" in told

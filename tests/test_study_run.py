@@ -10,10 +10,12 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from conftest import Finished
 
 from rlaif.callstore import CallStore
 from rlaif.errors import SetupError
@@ -157,6 +159,24 @@ def test_the_main_sentences_and_the_place_of_the_report_are_told(study: Twice) -
     assert told[0].startswith("warning: fake/longer, which compares the policies, is of the family")
     assert told[-1] == f"report: {study.out / 'study.html'}"
     assert any("ai_soft − human" in line for line in told)
+
+
+def test_a_finished_study_is_shown_again_without_its_data(
+    study: Twice, rows: Path, tmp_path: Path, run_cli: Callable[..., Finished]
+) -> None:
+    folder = Path(shutil.copytree(study.out, tmp_path / "run"))
+    for name in REPORT:
+        (folder / name).unlink()
+    away = rows.rename(rows.with_suffix(".away"))
+    try:
+        done = run_cli("run", "--out", str(folder))
+    finally:
+        away.rename(rows)
+    assert done.code == 0, done.err
+    assert "human.path is gone; what was made of it is in" in done.err
+    assert {name: (folder / name).read_bytes() for name in REPORT} == {
+        name: study.first.files[name] for name in REPORT
+    }
 
 
 @pytest.mark.parametrize(

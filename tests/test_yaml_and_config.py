@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Self
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from rlaif.config import describe, differences, dump_config, load_config
 from rlaif.errors import SetupError
@@ -175,6 +176,67 @@ def test_a_mistake_in_the_file_stays_the_files_with_an_override_beside_it(tmp_pa
     found = mistake(tmp_path, "name: a\nspare:\n  size: 0\n", "load=2")
     assert (found.line, found.field) == (3, "spare.size")
     assert found.file == tmp_path / "cart.yaml"
+
+
+class Brake(Record):
+    force: float
+    of: Wheel = Wheel()
+    hand: bool = False
+
+    @model_validator(mode="after")
+    def _holds(self) -> Self:
+        if self.hand and self.force < 1:
+            raise ValueError("a hand brake needs a force of 1")
+        return self
+
+
+class Train(Record):
+    name: str
+    first: int = 1
+    last: int = 9
+    brake: Brake | None = None
+
+    @model_validator(mode="after")
+    def _rises(self) -> Self:
+        if self.first > self.last:
+            raise ValueError("first is after last")
+        return self
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "told"),
+    [
+        ("name: a", ["first=10"], "command line: first: first is after last"),
+        ("name: a\nfirst: 5", ["last=4"], "command line: last: first is after last"),
+        ("name: a", ["first=6", "name=b", "last=4"], "first, last: first is after last"),
+        ("{}", ["name=b", "first=10"], "command line: first: first is after last"),
+        (
+            "name: a\nbrake: {force: 0}",
+            ["brake.of.size=2", "brake.hand=true"],
+            "command line: brake.hand: a hand brake needs a force of 1",
+        ),
+        ("name: a", ["brake.hand=true"], "command line: brake.force: is missing"),
+    ],
+)
+def test_fields_of_the_command_line_that_do_not_go_together_are_named(
+    tmp_path: Path, text: str, overrides: list[str], told: str
+) -> None:
+    with pytest.raises(SetupError) as found:
+        load_config(written(tmp_path, text), overrides, Train)
+    assert told in str(found.value)
+    assert str(found.value).startswith("command line: ")
+
+
+@pytest.mark.parametrize("overrides", [[], ["name=b"], ["brake.force=1"], ["name=b", "last=8"]])
+def test_fields_of_the_file_that_do_not_go_together_stay_the_files(
+    tmp_path: Path, overrides: list[str]
+) -> None:
+    # The name is needed, too: that it comes from the command line does not make the mistake.
+    name = "" if "name=b" in overrides else "name: a\n"
+    path = written(tmp_path, f"{name}first: 10\n")
+    with pytest.raises(SetupError, match="first is after last") as found:
+        load_config(path, overrides, Train)
+    assert found.value.file == path
 
 
 @given(

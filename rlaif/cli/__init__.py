@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import traceback
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -42,6 +43,9 @@ Reconfigure = Annotated[
 UsageError = cast("type[typer.BadParameter]", typer.BadParameter.__mro__[1])
 """What all mistakes in arguments have in common; typer exports just this one of them."""
 
+RECIPE = "rlaif.recipe"
+"""Where the parsing of a command keeps the recipe's name for its help."""
+
 
 class FieldsInHelp(typer.core.TyperCommand):
     """A command whose --help ends with the recipe's fields and what they mean."""
@@ -50,26 +54,43 @@ class FieldsInHelp(typer.core.TyperCommand):
         from rlaif.config import describe
         from rlaif.recipe import RunConfig
 
-        formatter.write("\nFields of a recipe, with their defaults:\n\n")
-        for name, default, text in describe(RunConfig):
-            formatter.write(f"  {name} = {default}\n      {text}\n")
+        _write_fields(formatter, "Fields of a recipe, with their defaults", describe(RunConfig))
 
 
 class EveryFieldInHelp(FieldsInHelp):
-    """The same, with the fields of recipes of other kinds that no run has."""
+    """The same, with the fields of recipes of other kinds that no run has; where a recipe is named,
+    the fields of its kind alone."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        # --help is printed before any other argument is kept.
+        given, _, _ = self.make_parser(ctx).parse_args(list(args))
+        ctx.meta[RECIPE] = given.get("recipe")
+        return super().parse_args(ctx, args)
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
         from rlaif.config import describe
         from rlaif.recipe import KINDS, RunConfig
         from rlaif.recipe.config import KINDS as MEANT
+        from rlaif.recipe.config import kind_in, path_of
 
+        name = ctx.meta[RECIPE]
+        named = isinstance(name, str) and "=" not in name
+        only = kind_in(path_of(name, None)) if named else None
+        if only is not None:
+            heading = f"Fields of a recipe that {MEANT[only]}, with their defaults"
+            _write_fields(formatter, heading, describe(KINDS[only].config))
+            return
         super().format_epilog(ctx, formatter)
         told = set(describe(RunConfig))
-        for key, kind in KINDS.items():
-            formatter.write(f"\nWith `{key}`, the recipe {MEANT[key]}:\n\n")
-            for name, default, text in describe(kind.config):
-                if (name, default, text) not in told:
-                    formatter.write(f"  {name} = {default}\n      {text}\n")
+        for key, kind in KINDS.items() if not named else ():
+            new = (field for field in describe(kind.config) if field not in told)
+            _write_fields(formatter, f"With `{key}`, the recipe {MEANT[key]}", new)
+
+
+def _write_fields(formatter: Any, heading: str, fields: Iterable[tuple[str, str, str]]) -> None:
+    formatter.write(f"\n{heading}:\n\n")
+    for name, default, text in fields:
+        formatter.write(f"  {name} = {default}\n      {text}\n")
 
 
 app = typer.Typer(

@@ -50,6 +50,17 @@ def read_source(name: str) -> Source:
     return source._replace(rows=expanded(source.rows, source.wrong))
 
 
+def check_there(name: str, field: str) -> None:
+    """Raises SetupError at the config's `field` where `name` means a file or a folder and there is
+    none. Nothing is read, and no hub is asked."""
+    if name.startswith("hub:") or folder_and_split(name)[1]:
+        return
+    try:
+        _place(name)
+    except SetupError as e:
+        raise SetupError(e.problem, fix=e.fix, field=field) from e
+
+
 def shown(value: Any) -> str:
     """What was found, short enough for a message."""
     if value is None or isinstance(value, str | int | float | bool):

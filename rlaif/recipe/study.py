@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Self
@@ -15,6 +14,7 @@ from rlaif.datasets import load_prompts
 from rlaif.errors import SetupError, TooManyFailures
 from rlaif.evaluate.study.data import StudySettings, read_study
 from rlaif.evaluate.study.figures import study_report
+from rlaif.evaluate.study.records import HumanSection
 from rlaif.evaluate.study.words import headline, planned_words
 from rlaif.files import full_disk, need_space, read_jsonl
 from rlaif.judge.config import JudgeConfig
@@ -25,7 +25,7 @@ from rlaif.progress import say
 from rlaif.recipe.checks import NEEDED_MB, check_judges, check_way
 from rlaif.recipe.config import RunName
 from rlaif.recipe.running import claim, open_transformers
-from rlaif.stages import arms, certify, head_to_head, human, judge
+from rlaif.stages import arms, certify, head_to_head, human, judge, lengths
 from rlaif.stages.arms import AnswersConfig
 from rlaif.stages.human import HumanConfig
 from rlaif.stages.train_dpo import DPOConfig
@@ -100,10 +100,17 @@ class StudyConfig(Record):
 
 
 async def _human(config: StudyConfig, work: Workspace) -> None:
-    """Also says, before anything is asked, what the held-out prompts can show."""
+    """Also says, before anything is asked, which pairs are too long to be trained on, and what the
+    held-out prompts can show."""
     await human.run(config.human, work)
-    held_out = sum(split == "test" for split in json.loads(work.splits.read_text()).values())
-    say(planned_words(held_out, config.evaluation.margin))
+    most = {
+        "reward_model.max_length": config.reward_model.max_length,
+        "dpo.max_length": config.dpo.max_length,
+    }
+    lengths.run(most, config.policy, config.dpo.base, work)
+    data = HumanSection.model_validate(work.part("human"))
+    held_out = data.groups["test"]
+    say(planned_words(held_out, config.evaluation.margin, sum(data.pairs.values())))
     if config.answers.limit is not None and config.answers.limit < held_out:
         say(f"study: {config.answers.limit} of them are answered by the policies (answers.limit)")
 

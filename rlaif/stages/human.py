@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
 
@@ -9,13 +10,16 @@ from pydantic import Field
 
 from rlaif.errors import SetupError
 from rlaif.evaluate.study.records import HumanSection
-from rlaif.files import write_jsonl, write_text
-from rlaif.gold import GoldSet, load_gold
+from rlaif.files import digest, write_jsonl, write_text
+from rlaif.gold import GoldSet, check_there, load_gold
 from rlaif.gold.grouping import Grouped, grouped, leaking, opening, some
 from rlaif.preferences import split_by_prompt
 from rlaif.progress import say
 from rlaif.types import Record, Response, Split
 from rlaif.workspace import Workspace
+
+MADE = "human_made"
+"""The part that tells what the files were made of."""
 
 
 class HumanConfig(Record):
@@ -37,13 +41,24 @@ class HumanConfig(Record):
 
 async def run(config: HumanConfig, work: Workspace) -> None:
     """Writes prompts.jsonl, responses.jsonl, human.jsonl (groups with people's labels) and
-    splits.json. Raises SetupError where there is nothing to train on or nothing to hold out."""
+    splits.json. Where the data is gone, those that were made of it before are used. Raises
+    SetupError where there is nothing to train on or nothing to hold out."""
     if config.test_path == config.path:
         raise SetupError(
             "is human.path as well",
             field="human.test_path",
             fix="leave it out (test_fraction is held out then), or name another set",
         )
+    try:
+        check_there(config.path, "human.path")
+        if config.test_path is not None:
+            check_there(config.test_path, "human.test_path")
+    except SetupError as e:
+        made = work.part(MADE)
+        if made is None or made["stamp"] != _stamp(config, work):
+            raise
+        say(f"human: {e.field} is gone; what was made of it is in {work.directory}, and is used")
+        return
     gold, empty = _answered(load_gold(config.path))
     pairs = some(gold.pairs, config.limit)
     sets, leaked = [gold], set[str]()
@@ -98,6 +113,7 @@ async def run(config: HumanConfig, work: Workspace) -> None:
     of_prompt = {g.prompt.id: g.split for g in found.groups}
     write_text(work.splits, json.dumps(of_prompt, indent=0, sort_keys=True) + "\n")
     work.save_part("human", section)
+    work.save_part(MADE, {"stamp": _stamp(config, work)})
     left = {"level": section.level, "repeated": section.repeated, **section.skipped}
     left |= {"contradicted": section.contradicted}
     told = ", ".join(f"{n} {why}" for why, n in left.items() if n)
@@ -105,6 +121,14 @@ async def run(config: HumanConfig, work: Workspace) -> None:
         f"human: {section.pairs['train']} pairs to train on, {section.pairs['test']} held out"
         + (f"; left out: {told}" if told else "")
     )
+
+
+def _stamp(config: HumanConfig, work: Workspace) -> str:
+    """Tells apart what this stage has made, and of which config."""
+    files = (work.prompts, work.responses, work.human, work.splits)
+    found = [hashlib.sha256(f.read_bytes()).hexdigest() if f.is_file() else None for f in files]
+    asked = config.model_dump(mode="json", exclude={"usd_per_label"})
+    return digest([asked, work.seed, found])
 
 
 def _answered(gold: GoldSet) -> tuple[GoldSet, int]:

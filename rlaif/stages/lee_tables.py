@@ -27,7 +27,7 @@ from rlaif.evaluate.lee_tables import (
 )
 from rlaif.evaluate.schema import ConstitutionFacts
 from rlaif.files import digest
-from rlaif.gold import GoldPair, GoldSet, load_gold, part_of
+from rlaif.gold import GoldPair, GoldSet, check_there, load_gold, part_of
 from rlaif.gold.grouping import opening
 from rlaif.judge.config import JudgeConfig, Mode
 from rlaif.models.client import Bill
@@ -114,6 +114,7 @@ class Prepared(NamedTuple):
 
 def prepare(config: PeopleConfig, shots: int, seed: int) -> Prepared:
     """The pairs to judge and the examples to show. Raises SetupError where there are too few."""
+    check_there(config.path, "human.path")
     people = load_gold(config.path)
     decided = [p for p in people.pairs if p.p_gold != 0.5]
     judged = part_of(decided, "test", config.limit)

@@ -26,24 +26,40 @@ from rlaif.evaluate.wording import amount, counted, number, percent, reasons, sh
 STILL = 0.01
 """Nats a response."""
 FEW_SEEDS = 3
+FEW_HELD_OUT = 20
+"""Under this many prompts only arms that differ on almost every one can be told apart."""
 VERDICTS = {"equivalent": "alike", "different": "different", "undecided": "not shown"}
 MODELS = {"reward_model": "reward model", "dpo": "DPO"}
 
 
-def planned_words(prompts: int, margin: float) -> str:
-    """Before anything is asked: what so many held-out prompts can show, and what they cannot."""
-    if prompts < 2:
-        return "study: one held-out prompt can show no difference between two arms"
-    estimate = assumed(prompts)
+def planned_words(prompts: int, margin: float, pairs: int) -> str:
+    """Before anything is asked: what so many held-out prompts can show, and what they cannot.
+    `pairs`: of the whole data, both splits."""
+    # How many prompts are needed does not depend on how many there are; two have a variance.
+    estimate = assumed(max(prompts, 2))
     least = detectable(estimate)
     assert least is not None, "its variance is not zero"
+    held_out = counted(prompts, "held-out prompt")
+    if prompts >= FEW_HELD_OUT:
+        shown = f"{held_out} can show a difference of {points_of(least)} or more between two arms"
+    elif prompts < 2 or least >= 1.0:
+        shown = f"with {held_out} it can show next to nothing: no difference between two arms"
+    else:
+        shown = (
+            f"with {held_out} it can show next to nothing: no difference under {points_of(least)} "
+            "between two arms"
+        )
     needed = needed_for_equivalence(estimate, margin)
-    wanted = "more than anybody has" if needed is None else counted(needed, "prompt")
+    if needed is None:
+        wanted = "more than anybody has"
+    else:
+        wanted = (
+            f"{needed:,} of them, about {round(needed * pairs / prompts):,} pairs in all at "
+            "this share held out"
+        )
     return (
-        f"study: {counted(prompts, 'held-out prompt')} can show a difference of "
-        f"{points_of(least)} or more between two arms; to show that arms are alike within "
-        f"{points_of(margin)} takes {wanted} ({percent(POWER)} power, variance "
-        f"{ASSUMED_VARIANCE:g} a prompt assumed; seeds add to it)"
+        f"study: {shown}; to show that arms are alike within {points_of(margin)} takes {wanted} "
+        f"({percent(POWER)} power, variance {ASSUMED_VARIANCE:g} a prompt assumed; seeds add to it)"
     )
 
 
