@@ -256,8 +256,11 @@ def test_weights_that_are_kept_take_the_disk_of_all_and_others_that_of_one(tmp_p
 # Tables.
 
 
+PEOPLE = ("human.path=pairs.jsonl", "human.limit=3", "judge.constitution=one.yaml")
+
+
 def tables(*changes: str) -> LeeConfig:
-    given = ("human.path=pairs.jsonl", "judge.constitution=one.yaml", *changes)
+    given = (*PEOPLE, *changes)
     config, _ = load_as(KINDS["shots"], "lee-tables", given, None)
     assert isinstance(config, LeeConfig)
     return config
@@ -270,8 +273,7 @@ def test_what_the_tables_ask_for_was_planned(run_cli: Cli, empty_place: Path) ->
     before = planned(tables(*given), out)
     assert [e.stage for e in before.stages] == ["lee-tables"]
     assert not out.exists()
-    more = ("human.path=pairs.jsonl", "judge.constitution=one.yaml")
-    assert run_cli("run", "lee-tables", *given, *more).code == 0
+    assert run_cli("run", "lee-tables", *PEOPLE, *given).code == 0
     made = json.loads((out / "parts" / "cost.json").read_text())["value"]["lee-tables"]
     assert made["calls_failed"] == 0
     assert before.total.calls == exactly(made["calls_made"])

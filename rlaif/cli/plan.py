@@ -37,8 +37,8 @@ def plan(
         typer.Option(
             "--pilot",
             min=1,
-            help="Ask about a run's first so many prompts for real, and plan by that. Costs what they "
-            "cost; the answers are kept and the run uses them.",
+            help="Of a run: ask about the first so many prompts for real, and plan by that. Costs "
+            "what they cost; the answers are kept and the run uses them.",
         ),
     ] = None,
     max_usd: MaxUsd = None,
