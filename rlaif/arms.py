@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
 from rlaif.types import Comparison, PreferenceGroup, Record
@@ -62,6 +62,11 @@ def compared_in(group: PreferenceGroup) -> list[tuple[str, str]]:
     return [
         (f"{group.prompt.id}/{c.first}", f"{group.prompt.id}/{c.second}") for c in group.comparisons
     ]
+
+
+def asked_about(groups: Iterable[PreferenceGroup]) -> set[str]:
+    """Ids of the pairs that the judge is asked about: those that people compared."""
+    return {"|".join(ids) for group in groups for ids in compared_in(group)}
 
 
 def paired(
@@ -151,9 +156,14 @@ def arm_groups(
 
 def part_of(groups: Sequence[PreferenceGroup], share: float, seed: int) -> list[PreferenceGroup]:
     """A share of the prompts, drawn by the seed; a smaller share is a part of a larger one's."""
-    count = max(1, round(share * len(groups)))
+    count = part_size(len(groups), share)
     kept = set(sorted((g.prompt.id for g in groups), key=lambda i: _lot(seed, i))[:count])
     return [g for g in groups if g.prompt.id in kept]
+
+
+def part_size(groups: int, share: float) -> int:
+    """How many of so many groups a share of them is."""
+    return max(1, round(share * groups))
 
 
 def _lot(seed: int, identity: str) -> str:

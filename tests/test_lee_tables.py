@@ -411,7 +411,9 @@ def test_too_few_pairs_for_the_examples_are_named(run_cli: Cli) -> None:
 
 def test_no_other_command_takes_the_recipe(run_cli: Cli) -> None:
     line = run_cli("sample", "lee-tables").refused()
-    assert "makes tables of labeler alignment, which `rlaif run` alone takes" in line
+    assert (
+        "makes tables of labeler alignment, which `rlaif run` and `rlaif plan` alone take" in line
+    )
 
 
 def test_each_way_asks_about_each_pair_once_in_each_order(run_cli: Cli) -> None:

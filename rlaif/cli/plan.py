@@ -1,4 +1,4 @@
-"""`rlaif plan`: what a run would take."""
+"""`rlaif plan`: what a run, a study or tables would take."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def plan(
         typer.Option(
             "--pilot",
             min=1,
-            help="Ask about the first so many prompts for real, and plan by that. Costs what they "
-            "cost; the answers are kept and the run uses them.",
+            help="Of a run: ask about the first so many prompts for real, and plan by that. Costs "
+            "what they cost; the answers are kept and the run uses them.",
         ),
     ] = None,
     max_usd: MaxUsd = None,
@@ -51,25 +51,38 @@ def plan(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
 ) -> None:
-    """What a run would take: calls, tokens, money, time and disk, before anything is asked. The
+    """What a recipe would take: calls, tokens, money, time and disk, before anything is asked. The
     limits are those of the pilot."""
+    from rlaif.errors import SetupError
     from rlaif.models.gate import Gate
     from rlaif.models.prices import Prices
-    from rlaif.plan.estimate import estimate
+    from rlaif.plan.estimate import Config, estimate
     from rlaif.plan.history import beside
     from rlaif.plan.pilot import run_pilot
     from rlaif.plan.table import lines, plain
-    from rlaif.recipe import load_run
+    from rlaif.recipe import kind_of, load_as, load_run
 
     changes = list(overrides or [])
     if recipe is not None and "=" in recipe:
         changes.insert(0, recipe)
         recipe = None
-    config, directory = load_run(recipe, changes, out)
     known = Prices.load(prices)
-    if pilot is not None:
-        with stoppable():
-            run_pilot(config, directory, pilot, Gate.of(max_usd, max_calls, max_minutes, prices))
+    config: Config
+    if kind := kind_of(recipe, out):
+        if pilot is not None:
+            raise SetupError(
+                "asks about the first prompts of a run, and this recipe is of another kind",
+                field="--pilot",
+                fix="leave it out",
+            )
+        config, directory = load_as(kind, recipe, changes, out)
+    else:
+        run, directory = load_run(recipe, changes, out)
+        config = run
+        if pilot is not None:
+            gate = Gate.of(max_usd, max_calls, max_minutes, prices)
+            with stoppable():
+                run_pilot(run, directory, pilot, gate)
     found = estimate(config, directory, known, beside(directory), batch=batch)
     if as_json:
         typer.echo(json.dumps(plain(found), indent=1))

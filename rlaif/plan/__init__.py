@@ -1,1 +1,1 @@
-"""What a run would take, before anything is asked: calls, tokens, money, time and disk."""
+"""What a recipe would take, before anything is asked: calls, tokens, money, time and disk."""

@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import takewhile
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 from rlaif.callstore import call_key
@@ -15,36 +14,15 @@ from rlaif.judge.aggregate import Pair
 from rlaif.judge.ask import EXAMPLE, Tiers
 from rlaif.judge.config import JudgeConfig
 from rlaif.judge.forms import Ask, Asked, Form
-from rlaif.models import embedded
-from rlaif.models.fake import FakeModel
-from rlaif.models.names import parse_model
-from rlaif.models.pool import ModelConfig, gives_logprobs, identity_of, max_n, served_identity
-from rlaif.models.prices import Price
 from rlaif.plan.figures import Figure, exactly
 from rlaif.plan.history import History, Shape, characters, shape_of
+from rlaif.plan.voices import Voice, voice_of
 from rlaif.types import ChatRequest, Prompt, Response, Sampling
 
 Chance = Literal["sure", "tier", "cascade"]
 """Whether a call is made for sure, only where earlier tiers tie, or only where there is doubt."""
 FILLER = "so that the answer says what was asked for and what there is to know about it "
 SHORTEST_TAIL, LONGEST_TAIL = 12, 60
-
-
-class Voice(NamedTuple):
-    """A model as it would be asked."""
-
-    model: str
-    """As the config names it: what its price goes by."""
-    asked: Asked
-    like: tuple[str, ...]
-    """Identities of models whose stored calls tell what its calls will be like."""
-    concurrency: int
-    tokenizer: Path | None
-    """Folder of its own tokenizer, or of one of the same kind; None: none is at hand."""
-    price: Price | None = None
-    """What the config itself says that it costs; None: it says nothing."""
-    batched: bool = False
-    """Whether the config asks it in batches."""
 
 
 class Planned(NamedTuple):
@@ -67,30 +45,6 @@ class Text(NamedTuple):
     text: str
     length: Figure
     """In characters."""
-
-
-def voice_of(config: ModelConfig, field: str) -> Voice:
-    """How a model would be asked; starts nothing and needs no key. Raises SetupError."""
-    name = parse_model(config.model, field)
-    identity = identity_of(name, field)
-    match name.scheme:
-        case "fake":
-            identity = FakeModel(name.rest, field).identity
-        case "vllm" | "embedded":
-            identity = served_identity(identity, config.server)
-    model = config.model
-    asked = Asked(identity, gives_logprobs(model, field), max_n(model, field))
-    folder = embedded.kept(name.rest) if name.scheme == "embedded" else name.directory
-    own = config.usd_per_million_tokens
-    price = Price(input=own[0], output=own[1]) if own else None
-    tokenizer = with_tokenizer(folder)
-    batched = config.batch is not None
-    return Voice(config.model, asked, (identity,), config.concurrency, tokenizer, price, batched)
-
-
-def with_tokenizer(folder: Path | None) -> Path | None:
-    """The folder, if there is one with a tokenizer in it."""
-    return folder if folder and (folder / "tokenizer_config.json").is_file() else None
 
 
 class Calls:

@@ -6,17 +6,20 @@ import functools
 import importlib.util
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from rlaif.models.prices import Prices
-from rlaif.plan.calls import Calls, Chance, Planned, Voice
-from rlaif.plan.figures import ZERO, Figure, exactly, mean_to_come, total
+from rlaif.plan.calls import Calls, Chance, Planned
+from rlaif.plan.figures import ZERO, Figure, exactly, known, mean_to_come, total
 from rlaif.plan.history import History, Shape, Told, characters, shape_of
-from rlaif.plan.stages import calls_of
-from rlaif.plan.training import memory, training
-from rlaif.recipe import RunConfig, at_once
+from rlaif.plan.lee_tables import of_tables
+from rlaif.plan.stages import of_run
+from rlaif.plan.study import of_study
+from rlaif.plan.voices import Voice
+from rlaif.plan.workload import Workload
+from rlaif.recipe import LeeConfig, RunConfig, StudyConfig
 from rlaif.types import Message
 
 CHANCES: Mapping[Chance, Figure] = {
@@ -70,8 +73,11 @@ class Plan(NamedTuple):
     """Whether some stage that a pilot asks for has no answer in this run yet."""
 
 
+Config = RunConfig | StudyConfig | LeeConfig
+
+
 def estimate(
-    config: RunConfig, out: Path, prices: Prices, beside: Sequence[Path], *, batch: bool = False
+    config: Config, out: Path, prices: Prices, beside: Sequence[Path], *, batch: bool = False
 ) -> Plan:
     """What running `config` in `out` would take, from what is stored there and in the run
     directories `beside`. Asks nothing, starts nothing and writes nothing. Raises SetupError.
@@ -79,34 +85,42 @@ def estimate(
     `batch`: whether all providers with a batch API are asked through it, whatever the config says.
     """
     with History(out, beside) as history:
-        calls = calls_of(config, out, history)
+        work = _workload(config, out, history, beside)
         notes = _Notes()
-        shares = _shares(calls, notes)
-        groups = _groups(calls)
+        notes.assumed.update(dict.fromkeys(work.assumed))
+        shares = _shares(work.calls, notes)
+        groups = _groups(work.calls)
         found = []
-        for stage in config.stages():
+        for stage in work.stages:
             of_stage = [
                 _group(history, prices, notes, batch, shares, *key, members)
                 for key, members in groups.items()
                 if key[0] == stage
             ]
-            stored = sum(c.stage == stage and c.stored for c in calls.found.values())
-            trained = training(stage, config, out, beside)
-            if trained is not None:
+            stored = sum(c.stage == stage and c.stored for c in work.calls.found.values())
+            if stage in work.trained:
+                trained = work.trained[stage]
                 of_stage.append(Estimate(stage, 0, ZERO, ZERO, ZERO, ZERO, ZERO, *trained))
             found.append(_sum(stage, stored, of_stage))
-    told = {stage: memory(stage, config, out) for stage in config.stages()}
-    memory_of = {stage: most for stage, most in told.items() if most is not None}
-    piloted = ("revise",) if config.start == "sft" else ("revise", "sample", "judge")
     return Plan(
         tuple(found),
-        _total(config, found),
+        _total(found, at_once=work.at_once),
         tuple(notes.assumed),
         tuple(notes.measured),
         tuple(notes.unpriced),
-        memory_of,
-        any(e.stage in piloted and e.calls.high and not e.stored for e in found),
+        work.memory,
+        any(e.stage in work.piloted and e.calls.high and not e.stored for e in found),
     )
+
+
+def _workload(config: Config, out: Path, history: History, beside: Sequence[Path]) -> Workload:
+    match config:
+        case StudyConfig():
+            return of_study(config, out, history, beside)
+        case LeeConfig():
+            return of_tables(config, history)
+        case RunConfig():
+            return of_run(config, out, history, beside)
 
 
 class _Notes:
@@ -293,18 +307,18 @@ def _sum(stage: str, stored: int, of: Sequence[Estimate]) -> Estimate:
         total(e.calls for e in of),
         total(e.input_tokens for e in of),
         total(e.output_tokens for e in of),
-        _known(e.usd for e in of),
+        known(e.usd for e in of),
         total(e.known_usd for e in of),
-        _known(e.seconds for e in of),
-        _known(e.disk_bytes for e in of),
+        known(e.seconds for e in of),
+        known(e.disk_bytes for e in of),
     )
 
 
-def _total(config: RunConfig, stages: Sequence[Estimate]) -> Estimate:
+def _total(stages: Sequence[Estimate], *, at_once: bool) -> Estimate:
     """The sum; two models that are asked at the same time take as long as the slower one."""
     added = _sum("total", sum(e.stored for e in stages), stages)
     both = [e.seconds for e in stages if e.stage in ("sample", "judge")]
-    if config.policy.model == config.judge.model or not at_once(config) or None in both:
+    if not at_once or None in both:
         return added
     sampling, judging = (s for s in both if s is not None)
     if added.seconds is None:
@@ -312,13 +326,3 @@ def _total(config: RunConfig, stages: Sequence[Estimate]) -> Estimate:
     meanwhile = Figure(*map(min, sampling, judging))
     kept = Figure(*(all_s - s for all_s, s in zip(added.seconds, meanwhile, strict=True)))
     return added._replace(seconds=kept)
-
-
-def _known(figures: Iterable[Figure | None]) -> Figure | None:
-    """The sum; one that is unknown makes it unknown."""
-    found = ZERO
-    for figure in figures:
-        if figure is None:
-            return None
-        found = found + figure
-    return found

@@ -49,6 +49,16 @@ def total(figures: Iterable[Figure]) -> Figure:
     return found
 
 
+def known(figures: Iterable[Figure | None]) -> Figure | None:
+    """The sum; one that is unknown makes it unknown."""
+    found = ZERO
+    for figure in figures:
+        if figure is None:
+            return None
+        found = found + figure
+    return found
+
+
 def mean_to_come(seen: Sequence[float], coming: int) -> Figure:
     """The mean of `coming` more values like those seen: a 95 % prediction interval of Student's t
     (Hahn & Meeker 1991, section 4.8). One value seen says nothing of their spread: half to double.

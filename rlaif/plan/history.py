@@ -185,6 +185,10 @@ class History:
         self.tails: tuple[str, ...] = ()
         """How templates end."""
 
+    def know(self, tails: Iterable[str]) -> None:
+        """Takes how templates end, the longest first: one may end another."""
+        self.tails = tuple(sorted(set(tails) - {""}, key=lambda tail: (-len(tail), tail)))
+
     def reply(self, request: ChatRequest) -> ChatReply | None:
         """What this run was answered already."""
         return None if self._own is None else self._own.get(call_key(request))

@@ -13,36 +13,41 @@ from rlaif.judge.aggregate import Pair
 from rlaif.judge.ask import EXAMPLE, Tiers
 from rlaif.judge.config import JudgeConfig
 from rlaif.judge.design import fixed_design
-from rlaif.judge.forms import Asked, Form
-from rlaif.models.names import parse_model
-from rlaif.models.pool import ManagedModel, weights_identity, weights_of
-from rlaif.plan.calls import (
-    Calls,
-    Text,
-    Voice,
-    common_tail,
-    response,
-    tails_of,
-    voice_of,
-    with_tokenizer,
-)
+from rlaif.judge.forms import Form
+from rlaif.plan.calls import Calls, Text, common_tail, response, tails_of
 from rlaif.plan.history import History
+from rlaif.plan.training import memory, training
+from rlaif.plan.voices import Voice, start_of, trained, voice_of
+from rlaif.plan.workload import Workload
 from rlaif.preferences import split_by_prompt
-from rlaif.recipe import SFT, RunConfig
+from rlaif.recipe import SFT, RunConfig, at_once
 from rlaif.revise import revision_id
 from rlaif.stages import certify, revise, train_rl
-from rlaif.stages._answering import with_tokens
+from rlaif.stages._answering import by_vllm, with_tokens
 from rlaif.stages.train_rl import RLConfig
 from rlaif.train.rl_settings import draws
 from rlaif.types import Prompt, Response
 
 Answered = tuple[Prompt, list[tuple[Response, Text]]]
 
-MAX_N = ManagedModel.max_n
-"""Of weights that the run trains, whatever serves them."""
+
+def of_run(config: RunConfig, out: Path, history: History, beside: Sequence[Path]) -> Workload:
+    """What a run in `out` would do. Raises SetupError for what it would be refused for."""
+    calls = _calls(config, out, history)
+    stages = config.stages()
+    trainings = {stage: training(stage, config, out, beside) for stage in stages}
+    most = {stage: memory(stage, config, out) for stage in stages}
+    return Workload(
+        stages,
+        calls,
+        {stage: found for stage, found in trainings.items() if found is not None},
+        {stage: found for stage, found in most.items() if found is not None},
+        at_once=config.policy.model != config.judge.model and at_once(config),
+        piloted=("revise",) if config.start == "sft" else ("revise", "sample", "judge"),
+    )
 
 
-def calls_of(config: RunConfig, out: Path, history: History) -> Calls:
+def _calls(config: RunConfig, out: Path, history: History) -> Calls:
     """Every call of a run in `out`. Raises SetupError for what a run would be refused for."""
     prompts = load_prompts(config.sample.prompts, config.sample.limit)
     constitution, _ = load_constitution(config.judge.constitution)
@@ -53,11 +58,13 @@ def calls_of(config: RunConfig, out: Path, history: History) -> Calls:
     if config.revise is not None:
         prepared = revise.prepare(config.revise, config.policy, config.judge, prompts, config.seed)
         tails |= set(_revise_tails(prepared))
-    history.tails = tuple(sorted(tails - {""}, key=lambda tail: (-len(tail), tail)))
+    history.know(tails)
     calls = Calls(history)
     if config.revise is not None and prepared is not None:
         _revise(calls, config, config.revise, prepared, policy, tiers)
-    start = _trained(policy, out / "sft", _by_vllm(config)) if config.start == "sft" else policy
+    start = policy
+    if config.start == "sft":
+        start = trained(policy, out / "sft", vllm=_by_vllm(config))
     sampling = config.sample.sampling(config.seed)
     groups = calls.sample("sample", start, prompts, config.sample.k, sampling)
     if config.judge.gate is not None:
@@ -67,7 +74,7 @@ def calls_of(config: RunConfig, out: Path, history: History) -> Calls:
     texts = {r.id: text for _, answers in groups for r, text in answers}
     pairs = _design(calls, config.judge, tiers, groups, config.seed)
     calls.judge("judge", config.judge, tiers, pairs, texts)
-    _compare(calls, config, out, prompts, policy, start, tiers)
+    _compare(calls, config, out, prompts, policy, tiers)
     if config.rl is not None and config.rl.judge is not None:
         _rl(calls, config, config.rl, out, groups, tiers)
     return calls
@@ -185,28 +192,20 @@ def _compare(
     out: Path,
     prompts: Sequence[Prompt],
     policy: Voice,
-    start: Voice,
     tiers: Tiers,
 ) -> None:
     """The trained policy against the one it started from."""
     splits = split_by_prompt((p.id for p in prompts), config.pairs.test_fraction, config.seed)
     held_out = [p for p in prompts if splits[p.id] == "test"]
-    base, by_vllm = config.dpo.base, _by_vllm(config)
+    base, vllm = config.dpo.base, _by_vllm(config)
     if base == SFT or (base is None and config.start == "sft"):
-        before = _trained(policy, out / "sft", by_vllm)
-    elif base is None and by_vllm:
-        before = start
+        before = trained(policy, out / "sft", vllm=vllm)
     else:
-        named = config.policy.model_copy(update={"model": base or config.policy.model})
-        policy = voice_of(named, "dpo.base")
-        # Unpacked weights are there for sure once something was trained from them.
-        trained = (out / "dpo" / "config.json").is_file()
-        weights = Path(weights_of(named.model, "dpo.base")) if trained else out / "start"
-        before = _trained(policy, weights, by_vllm)
+        policy, before = start_of(config.policy, base, out, vllm=vllm)
     sampling = config.sample.sampling(config.seed)
     texts: dict[str, Text] = {}
     answered: list[dict[str, tuple[Prompt, Response]]] = []
-    for name, voice in (("dpo", _trained(policy, out / "dpo", by_vllm)), ("start", before)):
+    for name, voice in (("dpo", trained(policy, out / "dpo", vllm=vllm)), ("start", before)):
         asked = with_tokens(sampling) if name == "dpo" else sampling
         groups = calls.sample("compare", voice, held_out, config.compare.samples, asked)
         of_policy = {}
@@ -223,21 +222,5 @@ def _compare(
 
 def _by_vllm(config: RunConfig) -> bool:
     """Whether vLLM serves what the run trains, rather than transformers."""
-    if config.compare.engine != "auto":
-        return config.compare.engine == "vllm"
     base = config.policy.model if config.dpo.base in (None, SFT) else config.dpo.base
-    return parse_model(str(base), "dpo.base").has_weights
-
-
-def _trained(policy: Voice, weights: Path, by_vllm: bool) -> Voice:
-    """Weights in a folder. Where they are still to be made, their answers are taken to be like
-    those of what they are made from."""
-    scheme = "vllm" if by_vllm else "transformers"
-    identity = f"run/{weights.name}"
-    if (weights / "config.json").is_file():
-        identity = weights_identity(weights)
-        identity = identity if by_vllm else f"transformers/{identity}"
-    asked = Asked(identity, gives_logprobs=True, max_n=MAX_N)
-    tokenizer = with_tokenizer(weights) or policy.tokenizer
-    like = (identity, *policy.like)
-    return Voice(f"{scheme}/{weights}", asked, like, policy.concurrency, tokenizer)
+    return by_vllm(str(base), config.compare.engine)

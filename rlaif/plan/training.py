@@ -8,14 +8,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rlaif.arms import Trained
 from rlaif.datasets import load_prompts
+from rlaif.errors import SetupError
 from rlaif.models import embedded
 from rlaif.models.names import parse_model
 from rlaif.models.pool import identity_of, weights_identity
 from rlaif.plan.figures import Figure, exactly
 from rlaif.plan.history import TOKENS_A_CHARACTER
 from rlaif.preferences import split_by_prompt
-from rlaif.recipe import SFT, RunConfig
+from rlaif.progress import say
+from rlaif.recipe import KINDS as RECIPES
+from rlaif.recipe import SFT, RunConfig, StudyConfig, load_as
 from rlaif.stages.train_dpo import DPOConfig
 from rlaif.stages.train_rl import RLConfig
 from rlaif.stages.train_rm import RewardModelConfig
@@ -24,7 +28,8 @@ from rlaif.train.memory import Work, needs
 from rlaif.train.rl_memory import rl_needs
 from rlaif.train.shapes import Model, read_model
 
-Section = SFTConfig | RewardModelConfig | DPOConfig | RLConfig
+Fitting = SFTConfig | RewardModelConfig | DPOConfig
+Section = Fitting | RLConfig
 PARTS = {"train-sft": "sft", "train-rm": "reward_model", "train-dpo": "dpo", "train-rl": "rl"}
 """Stage -> the report's part that tells how long it took."""
 SPREAD = Figure(0.5, 1.0, 2.0)
@@ -45,23 +50,55 @@ def training(
     if section is None:
         return None
     identity, folder = _start(config, stage, section, out)
-    paces = []
-    for directory in (out, *beside):
-        part, cost = _part(directory, PARTS[stage]), _part(directory, "cost")
-        if part is None or part["base"] != identity or not part["steps"]:
-            continue
-        # The stage scores as well; run again over what is made already, it took next to nothing.
-        stage_s = cost[stage]["seconds"] if cost and stage in cost else 0.0
-        paces.append(max(part["seconds"], stage_s) / part["steps"])
-    seconds = None
-    if paces:
-        pace = sum(paces) / len(paces)
-        seconds = SPREAD.times(exactly(pace * _steps(config, stage, section)))
-    size = None
-    if folder is not None and (folder / "config.json").is_file():
-        weights = [*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")]
-        size = COPY.times(exactly(sum(file.stat().st_size for file in weights)))
-    return seconds, size
+    seconds = seconds_of(stage, identity, _steps(config, stage, section), (out, *beside))
+    return seconds, size_of(folder)
+
+
+def seconds_of(
+    stage: str, identity: str, steps: float, directories: Sequence[Path]
+) -> Figure | None:
+    """How long so many steps take from the weights of that identity, by what the runs and studies
+    in `directories` took; None where none of them tells."""
+    found = [pace for directory in directories for pace in _paces(stage, identity, directory)]
+    if not found:
+        return None
+    return SPREAD.times(exactly(sum(found) / len(found) * steps))
+
+
+def _paces(stage: str, identity: str, directory: Path) -> list[float]:
+    """Seconds a step of the trainings in a folder that start from the same weights."""
+    part, cost = _part(directory, PARTS[stage]), _part(directory, "cost")
+    if part is None:
+        return _paces_of_arms(PARTS[stage], identity, directory)
+    if part["base"] != identity or not part["steps"]:
+        return []
+    # The stage scores as well; run again over what is made already, it took next to nothing.
+    stage_s = cost[stage]["seconds"] if cost and stage in cost else 0.0
+    return [max(part["seconds"], stage_s) / part["steps"]]
+
+
+def _paces_of_arms(kind: str, identity: str, directory: Path) -> list[float]:
+    """Seconds a step of a study's trainings; scoring is not in it."""
+    files = sorted(directory.glob(f"arms/*/{kind}/trained.json"))
+    if not files:
+        return []
+    try:
+        config, _ = load_as(RECIPES["human"], None, [], directory)
+        assert isinstance(config, StudyConfig)
+        start, _ = weights_at(config.dpo.base or config.policy.model)
+    except SetupError as e:
+        say(f"left out: {e}")
+        return []
+    made = [Trained.model_validate_json(file.read_text(encoding="utf-8")) for file in files]
+    return [of.seconds / of.steps for of in made if start == identity and of.steps]
+
+
+def size_of(folder: Path | None) -> Figure | None:
+    """Bytes of weights that are trained from those in a folder; None where there are none."""
+    if folder is None or not (folder / "config.json").is_file():
+        return None
+    weights = [*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")]
+    return COPY.times(exactly(sum(file.stat().st_size for file in weights)))
 
 
 def memory(stage: str, config: RunConfig, out: Path) -> float | None:
@@ -75,13 +112,20 @@ def memory(stage: str, config: RunConfig, out: Path) -> float | None:
         return None
     if isinstance(section, RLConfig):
         found = rl_needs(model, _scorers(config, section, out), section, _longest(config))
-    elif section.launch is not None:
+        return None if found.step is None else found.most
+    return most_of(model, section, config.sample.k)
+
+
+def most_of(model: Model, section: Fitting, k: int) -> float | None:
+    """Bytes that fitting a model to groups of up to `k` responses takes at most; None as in
+    `memory`."""
+    if section.launch is not None:
         return None
-    else:
-        tokens = section.tokens_at_once
-        members = section.members if isinstance(section, RewardModelConfig) else 1
-        work = Work(tokens, min(tokens, config.sample.k * section.max_length), section.max_length)
-        found = needs(model, section, work, reward=stage == "train-rm", members=members)
+    tokens = section.tokens_at_once
+    reward = isinstance(section, RewardModelConfig)
+    members = section.members if isinstance(section, RewardModelConfig) else 1
+    work = Work(tokens, min(tokens, k * section.max_length), section.max_length)
+    found = needs(model, section, work, reward=reward, members=members)
     return None if found.step is None else found.most
 
 
@@ -124,7 +168,13 @@ def _start(config: RunConfig, stage: str, section: Section, out: Path) -> tuple[
         folder = out / "sft"
         made = (folder / "config.json").is_file()
         return weights_identity(folder) if made else "", folder
-    name = parse_model(base or config.policy.model, "base")
+    return weights_at(base or config.policy.model)
+
+
+def weights_at(model: str) -> tuple[str, Path | None]:
+    """Identity of the weights that a model string names, and their folder where there is one; it
+    may not be unpacked yet. Raises SetupError."""
+    name = parse_model(model, "base")
     if name.scheme == "embedded":
         return identity_of(name, "base"), embedded.kept(name.rest)
     return identity_of(name, "base"), name.directory
@@ -141,8 +191,12 @@ def _steps(config: RunConfig, stage: str, section: Section) -> float:
             prompts = load_prompts(config.revise.prompts)
         prompts = prompts[: config.revise.limit]
     splits = split_by_prompt((p.id for p in prompts), config.pairs.test_fraction, config.seed)
-    train = sum(side == "train" for side in splits.values())
-    batches = math.ceil(train / section.batch_groups)
+    return steps_of(sum(side == "train" for side in splits.values()), section)
+
+
+def steps_of(groups: int, section: Fitting) -> float:
+    """Optimiser steps over so many groups, where none is dropped."""
+    batches = math.ceil(groups / section.batch_groups)
     return float(max(math.ceil(batches * section.epochs), 1))
 
 

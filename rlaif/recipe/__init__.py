@@ -4,6 +4,7 @@ from rlaif.recipe.certifying import load_certify, run_certify
 from rlaif.recipe.checks import check_judges
 from rlaif.recipe.config import SFT, RunConfig, load_run, recipes
 from rlaif.recipe.kinds import KINDS, kind_of, load_as
+from rlaif.recipe.lee_tables import LeeConfig
 from rlaif.recipe.overoptimizing import run_overoptimize
 from rlaif.recipe.running import STAGES, at_once, execute
 from rlaif.recipe.status import status
@@ -13,6 +14,7 @@ __all__ = [
     "KINDS",
     "SFT",
     "STAGES",
+    "LeeConfig",
     "RunConfig",
     "StudyConfig",
     "at_once",

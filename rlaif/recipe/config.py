@@ -179,5 +179,5 @@ def load_run(
     """
     path = path_of(recipe, out)
     if (key := kind_in(path)) is not None:
-        raise SetupError(f"{KINDS[key]}, which `rlaif run` alone takes", file=path)
+        raise SetupError(f"{KINDS[key]}, which `rlaif run` and `rlaif plan` alone take", file=path)
     return named(load_config(path, overrides, RunConfig), path, out)

@@ -10,11 +10,13 @@ from rlaif.config import load_config
 from rlaif.recipe.config import kind_in, named, path_of
 from rlaif.recipe.lee_tables import LeeConfig, execute_lee
 from rlaif.recipe.study import StudyConfig, execute_study
-from rlaif.types import Record
+
+Other = LeeConfig | StudyConfig
+"""A config that is not a run's."""
 
 
 class Kind(NamedTuple):
-    config: type[Record]
+    config: type[Other]
     execute: Callable[..., list[str]]
     """Takes the config, the folder, `reconfigure` and `gate`; returns what to tell."""
 
@@ -35,7 +37,7 @@ def kind_of(recipe: str | None, out: Path | None) -> Kind | None:
 
 def load_as(
     kind: Kind, recipe: str | None, overrides: Sequence[str], out: Path | None
-) -> tuple[Record, Path]:
+) -> tuple[Other, Path]:
     """As `load_run`, for another kind. Raises SetupError."""
     path = path_of(recipe, out)
     return named(load_config(path, overrides, kind.config), path, out)

@@ -12,7 +12,7 @@ from rlaif.evaluate.lee_page import NOT_ASKED, failed, lines_of, tables_of
 from rlaif.evaluate.lee_tables import Style
 from rlaif.files import full_disk, need_space
 from rlaif.models.gate import Gate
-from rlaif.models.pool import check_model
+from rlaif.models.pool import ModelConfig, check_model
 from rlaif.recipe.checks import NEEDED_MB, check_judges
 from rlaif.recipe.config import RunName
 from rlaif.recipe.running import claim
@@ -63,12 +63,17 @@ def execute_lee(
     answered calls are kept."""
     for i, model in enumerate(config.judge.models):
         check_model(model.model, f"judge.models[{i}].model")
-        for style in config.styles:
-            check_judges(config.judge.asked_in(model, *WAYS[style]))
+        check_styles(config, model)
     lee_tables.prepare(config.human, max(config.shots), config.seed)
     need_space(out, NEEDED_MB)
     with full_disk(out):
         return interrupts.run(_execute(config, out, gate, reconfigure=reconfigure))
+
+
+def check_styles(config: LeeConfig, model: ModelConfig) -> None:
+    """Finds what is wrong with how a judge is asked, whatever keys are there. Raises SetupError."""
+    for style in config.styles:
+        check_judges(config.judge.asked_in(model, *WAYS[style]))
 
 
 async def _execute(

@@ -9,7 +9,7 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from rlaif import interrupts
-from rlaif.arms import ArmName, compared_in
+from rlaif.arms import ArmName, asked_about
 from rlaif.datasets import load_prompts
 from rlaif.errors import SetupError, TooManyFailures
 from rlaif.evaluate.study.data import StudySettings, read_study
@@ -116,9 +116,8 @@ async def _human(config: StudyConfig, work: Workspace) -> None:
 
 
 async def _judge(config: StudyConfig, work: Workspace) -> None:
-    groups = read_jsonl(work.human, PreferenceGroup)
-    pairs = {"|".join(ids) for group in groups for ids in compared_in(group)}
-    await judge.run(config.judge, work, only=pairs)
+    only = asked_about(read_jsonl(work.human, PreferenceGroup))
+    await judge.run(config.judge, work, only=only)
 
 
 Run = Callable[[StudyConfig, Workspace], Awaitable[None]]
@@ -157,20 +156,27 @@ def execute_study(
 def check_study(config: StudyConfig) -> None:
     """Finds what is wrong before anything is asked or loaded. Raises SetupError."""
     require_torch()
-    check_judges(config.judge)
+    check_config(config)
     for field, asked in config.judge.judges():
         check_model(asked.model, field)
     if config.evaluation.judge is not None:
         check_model(config.evaluation.judge, "evaluation.judge")
-        check_way(config.evaluating().first, "evaluation.judge")
     for section in ("reward_model", "dpo"):
         require_trackers(config.__dict__[section], section)
+    check_model(config.policy.model, "policy.model")
+
+
+def check_config(config: StudyConfig) -> None:
+    """What of `check_study` needs neither keys nor torch. Raises SetupError."""
+    check_judges(config.judge)
+    if config.evaluation.judge is not None:
+        check_way(config.evaluating().first, "evaluation.judge")
+    for section in ("reward_model", "dpo"):
         base = config.__dict__[section].base
         model, field = (
             (config.policy.model, "policy.model") if base is None else (base, f"{section}.base")
         )
         check_weights(model, field)
-    check_model(config.policy.model, "policy.model")
     if config.reward_model.base != config.dpo.base:
         raise SetupError(
             "differs from dpo.base, and all arms start from one model",

@@ -27,13 +27,16 @@ class Answers(NamedTuple):
     """The tokens of each answer, where the sampling asks for them."""
 
 
+def by_vllm(model: str, engine: Engine) -> bool:
+    """Whether vLLM serves what is trained from a model, rather than transformers. auto: where it
+    serves the model itself."""
+    return engine == "vllm" or (engine == "auto" and parse_model(model, "dpo.base").has_weights)
+
+
 def serve(weights: str, policy: ModelConfig, start: Start, engine: Engine) -> ModelConfig:
     """A model of our making, served as the config says; auto: by vLLM where it serves the policy's
     own weights, else by transformers."""
-    by_vllm = engine == "vllm" or (
-        engine == "auto" and parse_model(start.model, "dpo.base").has_weights
-    )
-    scheme = "vllm" if by_vllm else "transformers"
+    scheme = "vllm" if by_vllm(start.model, engine) else "transformers"
     return policy.model_copy(update={"model": f"{scheme}/{weights}"})
 
 

@@ -59,6 +59,11 @@ class AnswersConfig(Record):
     engine: Engine = "auto"
     """What serves the arms' policies. auto: vLLM where it serves the policy's own weights."""
 
+    @property
+    def of_start(self) -> int:
+        """Answers of the start policy to each held-out prompt."""
+        return max(self.best_of, self.samples)
+
 
 class Unit(NamedTuple):
     """What is trained in one folder: a reward model, and for the whole of the pairs a policy."""
@@ -71,8 +76,25 @@ class Unit(NamedTuple):
     def name(self) -> str:
         return folder_of(self.arm, self.seed, self.share)
 
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Names of the folders that its models are kept in."""
+        return ("reward_model", "dpo") if self.share == 1 else ("reward_model",)
 
-class _Asked(NamedTuple):
+
+def units_of(arms: Sequence[ArmName], seeds: int, curve: Sequence[float]) -> list[Unit]:
+    """All that is trained, in order: the arms, then the parts of the learning curve."""
+    whole = [Unit(arm, seed, 1.0) for seed in range(seeds) for arm in arms]
+    parts = [
+        Unit(arm, seed, share)
+        for share in curve
+        for seed in range(seeds)
+        for arm in curve_arms(arms)
+    ]
+    return whole + parts
+
+
+class Asked(NamedTuple):
     """What every policy is asked."""
 
     held_out: list[Prompt]
@@ -120,14 +142,8 @@ async def run(
     need_space(work.directory, NEEDED_MB)
     plan = _plan(work)
     start = start_weights(base, policy.model, "dpo")
-    asked = _asked(answers, plan, work)
-    units = [Unit(arm, seed, 1.0) for seed in range(seeds) for arm in arms]
-    parts = [
-        Unit(arm, seed, share)
-        for share in curve
-        for seed in range(seeds)
-        for arm in curve_arms(arms)
-    ]
+    asked = asked_of(answers, plan.human, work.seed)
+    units = units_of(arms, seeds, curve)
     async with work.stage("arms") as bill:
         untrained = serve_start(policy, base, start, answers.engine)
         best_of = await _start(untrained, answers, asked, bill, work)
@@ -135,8 +151,8 @@ async def run(
         seen = [*(g for g in plan.human if g.split == "train"), *plan.held_out]
         rows = reference_log_probs(seen, start, dpo, work)
         reference = dict(zip((g.prompt.id for g in seen), rows, strict=True))
-        for number, unit in enumerate([*units, *parts], 1):
-            say(f"arms: {unit.name} ({number} of {len(units) + len(parts)})")
+        for number, unit in enumerate(units, 1):
+            say(f"arms: {unit.name} ({number} of {len(units)})")
             groups = _groups(unit, plan, work.seed)
             _reward_model(unit, groups, best_of, plan, reward, start, work, keep=keep_weights)
             if unit.share == 1:
@@ -188,21 +204,22 @@ def _groups(unit: Unit, plan: Plan, seed: int) -> list[PreferenceGroup]:
     return part_of(arm_groups(unit.arm, human, ai, lot, flip), unit.share, lot)
 
 
-def _asked(config: AnswersConfig, plan: Plan, work: Workspace) -> _Asked:
-    held_out = [g.prompt for g in plan.human if g.split == "test"][: config.limit]
+def asked_of(config: AnswersConfig, decided: Sequence[PreferenceGroup], seed: int) -> Asked:
+    """`decided`: the groups with pairs that both people and the judge decided, of both splits."""
+    held_out = [g.prompt for g in decided if g.split == "test"][: config.limit]
     harmless, harmful = (
         list(load_prompts(name, config.refusal_prompts)) if config.refusal_prompts else []
         for name in (config.harmless, config.harmful)
     )
-    sampling = Sampling(max_tokens=config.max_tokens, temperature=1.0, seed=work.seed)
-    return _Asked(held_out, harmless, harmful, sampling)
+    sampling = Sampling(max_tokens=config.max_tokens, temperature=1.0, seed=seed)
+    return Asked(held_out, harmless, harmful, sampling)
 
 
 async def _start(
-    model: ModelConfig, config: AnswersConfig, asked: _Asked, bill: Bill, work: Workspace
+    model: ModelConfig, config: AnswersConfig, asked: Asked, bill: Bill, work: Workspace
 ) -> list[tuple[Prompt, list[Response]]]:
     """The start policy's answers, of which the reward models pick."""
-    n = max(config.best_of, config.samples)
+    n = config.of_start
     found = await answer(
         START, model, asked.held_out, n, asked.sampling, config.max_failed, bill, work
     )
@@ -272,7 +289,7 @@ async def _policy(
     plan: Plan,
     settings: DPOSettings,
     config: AnswersConfig,
-    asked: _Asked,
+    asked: Asked,
     policy: ModelConfig,
     start: Start,
     bill: Bill,

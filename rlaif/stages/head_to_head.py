@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from rlaif.arms import BEST_OF, START, ArmName, Verdict, folder_of
 from rlaif.constitution import load_constitution
@@ -27,9 +28,9 @@ async def run(arms: Sequence[ArmName], seeds: int, judge: JudgeConfig, work: Wor
     constitution, _ = load_constitution(judge.constitution)
     prompts = {g.prompt.id: g.prompt for g in read_jsonl(work.human, PreferenceGroup)}
     matches = [
-        (first, second, seed, n, pair)
+        (seed, match)
         for seed in range(seeds)
-        for first, second, n, pair in _matches(arms, seed, prompts, work.directory / "arms")
+        for match in matches_in(work.directory / "arms", arms, seed, prompts)
     ]
     async with work.stage("head-to-head") as bill:
         panel = Panel(
@@ -38,16 +39,14 @@ async def run(arms: Sequence[ArmName], seeds: int, judge: JudgeConfig, work: Wor
             work.seed,
             lambda asked, field: work.pool.open(asked, field, bill),
         )
-        found = await panel.judge_pairs([pair for *_, pair in matches], progress)
+        found = await panel.judge_pairs([match.pair for _, match in matches], progress)
         await work.pool.close_servers()
     write_jsonl(work.directory / "verdict_judgments.jsonl", found.judgments)
     write_jsonl(
         work.directory / "verdicts.jsonl",
         (
-            Verdict(first=first, second=second, seed=seed, n=n, comparison=comparison)
-            for (first, second, seed, n, _), comparison in zip(
-                matches, found.comparisons, strict=True
-            )
+            Verdict(first=m.first, second=m.second, seed=seed, n=m.n, comparison=comparison)
+            for (seed, m), comparison in zip(matches, found.comparisons, strict=True)
         ),
     )
     work.save_part("evaluation", {"judge": " + ".join(found.judges), "way": found.way})
@@ -59,23 +58,57 @@ async def run(arms: Sequence[ArmName], seeds: int, judge: JudgeConfig, work: Wor
         )
 
 
-def _matches(
-    arms: Sequence[ArmName], seed: int, prompts: Mapping[str, Prompt], folder: Path
-) -> Iterator[tuple[str, str, int | None, Pair]]:
+Answers = Mapping[str, Sequence[Response]]
+"""Prompt id -> the answers of one policy."""
+
+
+class Picks(NamedTuple):
+    """What a reward model picks of the start policy's answers, one a prompt."""
+
+    answers: Answers
+    n: int
+    """Of how many."""
+
+
+class Match(NamedTuple):
+    """As in `Verdict`, before it is judged."""
+
+    first: str
+    second: str
+    n: int | None
+    pair: Pair
+
+
+def matches_of(
+    start: Answers,
+    own: Mapping[ArmName, Answers],
+    picks: Mapping[ArmName, Picks],
+    prompts: Mapping[str, Prompt],
+) -> Iterator[Match]:
+    """What is compared of one seed's policies. `own`: the answers of each arm's policy."""
+    for arm, answers in own.items():
+        for first, second in _beside(answers, start):
+            yield Match(arm, START, None, Pair(prompts[first.prompt_id], first, second))
+        if arm != "human" and "human" in own:
+            for first, second in _beside(answers, own["human"]):
+                yield Match(arm, "human", None, Pair(prompts[first.prompt_id], first, second))
+        if arm in picks:
+            picked, n = picks[arm]
+            for first, second in _beside(picked, answers):
+                yield Match(
+                    f"{BEST_OF}:{arm}", arm, n, Pair(prompts[first.prompt_id], first, second)
+                )
+
+
+def matches_in(
+    folder: Path, arms: Sequence[ArmName], seed: int, prompts: Mapping[str, Prompt]
+) -> Iterator[Match]:
+    """As `matches_of`, from what the stage arms has left in `folder`."""
     start = _answers(folder / START)
     own = {arm: _answers(folder / folder_of(arm, seed) / "dpo") for arm in arms}
-    for arm in arms:
-        for first, second in _beside(own[arm], start):
-            yield arm, START, None, Pair(prompts[first.prompt_id], first, second)
-        if arm != "human" and "human" in own:
-            for first, second in _beside(own[arm], own["human"]):
-                yield arm, "human", None, Pair(prompts[first.prompt_id], first, second)
-        found = _picks(folder, arm, seed, start)
-        if found is None:
-            continue
-        picks, n = found
-        for first, second in _beside(picks, own[arm]):
-            yield f"{BEST_OF}:{arm}", arm, n, Pair(prompts[first.prompt_id], first, second)
+    found = {arm: _picks(folder, arm, seed, start) for arm in arms}
+    picks = {arm: of_arm for arm, of_arm in found.items() if of_arm is not None}
+    return matches_of(start, own, picks, prompts)
 
 
 def _answers(folder: Path) -> dict[str, list[Response]]:
@@ -85,17 +118,13 @@ def _answers(folder: Path) -> dict[str, list[Response]]:
     return found
 
 
-def _beside(
-    one: Mapping[str, Sequence[Response]], other: Mapping[str, Sequence[Response]]
-) -> Iterator[tuple[Response, Response]]:
+def _beside(one: Answers, other: Answers) -> Iterator[tuple[Response, Response]]:
     """The i-th answer of one against the i-th of the other."""
     for prompt_id, answers in one.items():
         yield from zip(answers, other.get(prompt_id, ()), strict=False)
 
 
-def _picks(
-    folder: Path, arm: ArmName, seed: int, start: Mapping[str, Sequence[Response]]
-) -> tuple[dict[str, list[Response]], int] | None:
+def _picks(folder: Path, arm: ArmName, seed: int, start: Answers) -> Picks | None:
     """The best of the start policy's first n answers, by the arm's reward model; n is the one whose
     KL, log n - (n - 1) / n, is nearest to the policy's among those there are. None where the
     policy's KL is not known."""
@@ -114,4 +143,4 @@ def _picks(
         scored = [(score, -i) for i, score in enumerate(scores[prompt_id][:n]) if score is not None]
         if scored:
             picks[prompt_id] = [answers[-max(scored)[1]]]
-    return picks, n
+    return Picks(picks, n)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
+from typing import NamedTuple
 
 from pydantic import Field
 
@@ -15,7 +16,7 @@ from rlaif.gold import GoldSet, check_there, load_gold
 from rlaif.gold.grouping import Grouped, grouped, leaking, opening, some
 from rlaif.preferences import split_by_prompt
 from rlaif.progress import say
-from rlaif.types import Record, Response, Split
+from rlaif.types import PreferenceGroup, Record, Response, Split
 from rlaif.workspace import Workspace
 
 MADE = "human_made"
@@ -39,51 +40,42 @@ class HumanConfig(Record):
     not known."""
 
 
-async def run(config: HumanConfig, work: Workspace) -> None:
-    """Writes prompts.jsonl, responses.jsonl, human.jsonl (groups with people's labels) and
-    splits.json. Where the data is gone, those that were made of it before are used. Raises
-    SetupError where there is nothing to train on or nothing to hold out."""
+class Prepared(NamedTuple):
+    """What is known before anything is asked."""
+
+    path: str
+    """Of the first set, as its responses' `model`."""
+    groups: list[PreferenceGroup]
+    section: HumanSection
+
+
+def prepare(config: HumanConfig, seed: int) -> Prepared:
+    """People's pairs in groups, split by the seed. Raises SetupError where there is nothing to
+    train on or nothing to hold out."""
     if config.test_path == config.path:
         raise SetupError(
             "is human.path as well",
             field="human.test_path",
             fix="leave it out (test_fraction is held out then), or name another set",
         )
-    try:
-        check_there(config.path, "human.path")
-        if config.test_path is not None:
-            check_there(config.test_path, "human.test_path")
-    except SetupError as e:
-        made = work.part(MADE)
-        if made is None or made["stamp"] != _stamp(config, work):
-            raise
-        say(f"human: {e.field} is gone; what was made of it is in {work.directory}, and is used")
-        return
+    _check_there(config)
     gold, empty = _answered(load_gold(config.path))
     pairs = some(gold.pairs, config.limit)
     sets, leaked = [gold], set[str]()
     if config.test_path is None:
         openings = {opening(p.prompt) for p in pairs}
-        splits = dict(split_by_prompt(openings, config.test_fraction, work.seed))
+        splits = dict(split_by_prompt(openings, config.test_fraction, seed))
     else:
         held_out, more = _answered(load_gold(config.test_path))
         empty += more
         sets.append(held_out)
         test = some(held_out.pairs, config.limit)
         leaked = leaking(pairs, test)
-        if leaked:
-            say(
-                f"human: {len(leaked)} prompts of {config.path} begin as held-out ones do, such as "
-                f"{min(leaked)}; they are not trained on"
-            )
         splits = {opening(p.prompt): "train" for p in pairs}
         splits |= {opening(p.prompt): "test" for p in test}
         pairs = [p for p in pairs if p.prompt.id not in leaked] + test
     found = grouped(pairs, splits)
     section = _section(sets, found, leaked, empty)
-    before = work.part("human")
-    if before is not None and tuple(before["sha256"]) != section.sha256:
-        say("human: the data has changed since the last time; what hangs on it is made anew")
     for split, meant in (("train", "train on"), ("test", "hold out")):
         if not section.groups[split]:  # type: ignore[index]
             raise SetupError(
@@ -93,24 +85,49 @@ async def run(config: HumanConfig, work: Workspace) -> None:
                 field="human",
                 fix="give more pairs, or another test_fraction",
             )
-    write_jsonl(work.prompts, (g.prompt for g in found.groups))
-    write_jsonl(
-        work.responses,
-        (
-            Response(
-                id=f"{g.prompt.id}/{i}",
-                prompt_id=g.prompt.id,
-                text=text,
-                finish_reason="stop",
-                model=gold.path,
-                call="",
-            )
-            for g in found.groups
-            for i, text in enumerate(g.responses)
-        ),
-    )
-    write_jsonl(work.human, found.groups)
-    of_prompt = {g.prompt.id: g.split for g in found.groups}
+    return Prepared(gold.path, found.groups, section)
+
+
+def responses_of(group: PreferenceGroup, path: str) -> list[Response]:
+    """As a judge is asked about them."""
+    return [
+        Response(
+            id=f"{group.prompt.id}/{i}",
+            prompt_id=group.prompt.id,
+            text=text,
+            finish_reason="stop",
+            model=path,
+            call="",
+        )
+        for i, text in enumerate(group.responses)
+    ]
+
+
+async def run(config: HumanConfig, work: Workspace) -> None:
+    """Writes prompts.jsonl, responses.jsonl, human.jsonl (groups with people's labels) and
+    splits.json. Where the data is gone, those that were made of it before are used. Raises
+    SetupError as `prepare`."""
+    try:
+        _check_there(config)
+    except SetupError as e:
+        made = work.part(MADE)
+        if made is None or made["stamp"] != _stamp(config, work):
+            raise
+        say(f"human: {e.field} is gone; what was made of it is in {work.directory}, and is used")
+        return
+    path, groups, section = prepare(config, work.seed)
+    if leaked := section.leaked:
+        say(
+            f"human: {len(leaked)} prompts of {config.path} begin as held-out ones do, such as "
+            f"{min(leaked)}; they are not trained on"
+        )
+    before = work.part("human")
+    if before is not None and tuple(before["sha256"]) != section.sha256:
+        say("human: the data has changed since the last time; what hangs on it is made anew")
+    write_jsonl(work.prompts, (g.prompt for g in groups))
+    write_jsonl(work.responses, (r for g in groups for r in responses_of(g, path)))
+    write_jsonl(work.human, groups)
+    of_prompt = {g.prompt.id: g.split for g in groups}
     write_text(work.splits, json.dumps(of_prompt, indent=0, sort_keys=True) + "\n")
     work.save_part("human", section)
     work.save_part(MADE, {"stamp": _stamp(config, work)})
@@ -121,6 +138,12 @@ async def run(config: HumanConfig, work: Workspace) -> None:
         f"human: {section.pairs['train']} pairs to train on, {section.pairs['test']} held out"
         + (f"; left out: {told}" if told else "")
     )
+
+
+def _check_there(config: HumanConfig) -> None:
+    check_there(config.path, "human.path")
+    if config.test_path is not None:
+        check_there(config.test_path, "human.test_path")
 
 
 def _stamp(config: HumanConfig, work: Workspace) -> str:

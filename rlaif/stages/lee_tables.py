@@ -13,7 +13,7 @@ from rlaif.constitution import Constitution, facts, load_constitution
 from rlaif.constitution.model import Example
 from rlaif.errors import SetupError
 from rlaif.evaluate.certificate import Ceiling, GoldFacts, Row
-from rlaif.evaluate.certificate_pairs import asked_about, rows_of
+from rlaif.evaluate.certificate_pairs import Chosen, asked_about, rows_of
 from rlaif.evaluate.lee_page import words, write_tables
 from rlaif.evaluate.lee_tables import (
     LabelCost,
@@ -111,6 +111,10 @@ class Prepared(NamedTuple):
     examples: list[GoldPair]
     """Of the dev half."""
 
+    @property
+    def chosen(self) -> Chosen:
+        return [(self.people, pair) for pair in self.judged]
+
 
 def prepare(config: PeopleConfig, shots: int, seed: int) -> Prepared:
     """The pairs to judge and the examples to show. Raises SetupError where there are too few."""
@@ -173,6 +177,38 @@ def showing(constitution: Constitution, pairs: Sequence[GoldPair]) -> Constituti
     return constitution.model_copy(update={"principles": tuple(principles)})
 
 
+class Way(NamedTuple):
+    """One way to ask a judge."""
+
+    row: LeeRow
+    """Of which judge and way it tells, and for now that it was not asked."""
+    config: JudgeConfig | None
+    """None: it cannot be asked so, and `row` says why."""
+
+
+def styles_of(
+    model: ModelConfig, judge: LabelersConfig, styles: Sequence[Style], shots: Sequence[int]
+) -> list[Way]:
+    """Each style with each number of examples, in the order asked."""
+    found = []
+    for style, k in product(styles, shots):
+        row = LeeRow(judge=model.model, way=style, shots=k, failed=NO_RATIONALE)
+        asked = style != "chain_of_thought" or not k
+        found.append(Way(row, judge.asked_in(model, *WAYS[style]) if asked else None))
+    return found
+
+
+def votes_of(model: ModelConfig, judge: LabelersConfig, samples: int) -> tuple[Way, Way]:
+    """A rationale and verdict in one text: one at temperature 0, and `samples` at 1."""
+
+    def way(reading: Reading, n: int, temperature: float) -> Way:
+        row = LeeRow(judge=model.model, way=reading, shots=0, samples=n, failed="not asked")
+        more = {"votes": n, "temperature": temperature}
+        return Way(row, judge.asked_in(model, "votes", "compare_voted", **more))
+
+    return way("single", 1, 0.0), way("average", samples, 1.0)
+
+
 class _Asking(NamedTuple):
     """All that asking one judge after the other has in common."""
 
@@ -182,14 +218,15 @@ class _Asking(NamedTuple):
     work: Workspace
     bill: Bill
 
-    async def row(
-        self, row: LeeRow, config: JudgeConfig, first: Sequence[Row]
-    ) -> tuple[LeeRow, list[Row]]:
-        """`row` filled in, and what it stands on: nothing where the judge cannot be asked so.
-        `first`: what the judge's first row stands on, if there is one."""
+    async def row(self, way: Way, first: Sequence[Row]) -> tuple[LeeRow, list[Row]]:
+        """The way's row filled in, and what it stands on: nothing where the judge cannot be asked
+        so. `first`: what the judge's first row stands on, if there is one."""
+        row, config = way
+        if config is None:
+            return row, []
         say(f"{row.judge}, {words(row)} …")
         prepared, seed = self.prepared, self.work.seed
-        chosen = [(prepared.people, pair) for pair in prepared.judged]
+        chosen = prepared.chosen
         shown = showing(self.constitution, prepared.examples[: row.shots])
         asked = await try_to_ask(config, shown, self.work, self.bill, asked_about(chosen))
         if isinstance(asked, str):
@@ -239,9 +276,10 @@ async def run(
     async with work.stage("lee-tables") as bill:
         asking = _Asking(constitution, prepared, ceiling, work, bill)
         for model in judge.models:
-            rows += await _styles(model, judge, styles, shots, asking)
+            rows += await _styles(styles_of(model, judge, styles, shots), asking)
             if samples:
-                consistency += await _consistency(model, judge, samples, asking)
+                voted = votes_of(model, judge, samples)
+                consistency += await _consistency(voted, judge, asking)
     tables = LeeTables(
         rlaif=__version__,
         seed=work.seed,
@@ -268,21 +306,11 @@ async def run(
     return tables
 
 
-async def _styles(
-    model: ModelConfig,
-    judge: LabelersConfig,
-    styles: Sequence[Style],
-    shots: Sequence[int],
-    asking: _Asking,
-) -> list[LeeRow]:
+async def _styles(ways: Sequence[Way], asking: _Asking) -> list[LeeRow]:
     rows: list[LeeRow] = []
     first: list[Row] = []
-    for style, k in product(styles, shots):
-        row = LeeRow(judge=model.model, way=style, shots=k, failed=NO_RATIONALE)
-        found: list[Row] = []
-        if style != "chain_of_thought" or not k:
-            config = judge.asked_in(model, *WAYS[style])
-            row, found = await asking.row(row, config, first)
+    for way in ways:
+        row, found = await asking.row(way, first)
         # Where the first way cannot be asked, no other takes its place.
         first = first if rows else found
         rows.append(row)
@@ -290,24 +318,16 @@ async def _styles(
 
 
 async def _consistency(
-    model: ModelConfig, judge: LabelersConfig, samples: int, asking: _Asking
+    ways: tuple[Way, Way], judge: LabelersConfig, asking: _Asking
 ) -> list[LeeRow]:
-    """A rationale and verdict in one text: one at temperature 0, and `samples` at 1."""
-
-    def row(reading: Reading, n: int) -> LeeRow:
-        return LeeRow(judge=model.model, way=reading, shots=0, samples=n, failed="not asked")
-
-    def asked(n: int, temperature: float) -> JudgeConfig:
-        way = {"votes": n, "temperature": temperature}
-        return judge.asked_in(model, "votes", "compare_voted", **way)
-
-    single, first = await asking.row(row("single", 1), asked(1, 0.0), [])
-    average, found = await asking.row(row("average", samples), asked(samples, 1.0), first)
+    of_single, of_average = ways
+    single, first = await asking.row(of_single, [])
+    average, found = await asking.row(of_average, first)
     if average.cost is None:
         return [single, average]
     counted = [by_majority(r, judge.tie_margin) for r in found]
     majority = lee_row(
-        row("majority", samples),
+        of_average.row.model_copy(update={"way": "majority"}),
         counted,
         first,
         average.cost,
