@@ -10,8 +10,9 @@ import numpy as np
 from rlaif.arms import BEST_OF, START, Trained, Verdict, curve_arms
 from rlaif.evaluate.heldout import Scores
 from rlaif.evaluate.schema import ConstitutionFacts
+from rlaif.evaluate.study.arm_records import KINDS, Kind
 from rlaif.evaluate.study.data import Said, StudyData, StudySettings, Unit
-from rlaif.evaluate.study.records import KINDS, HumanSection, Kind, Spent
+from rlaif.evaluate.study.records import HumanSection, Spent
 from rlaif.types import (
     Comparison,
     Message,

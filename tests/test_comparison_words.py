@@ -110,14 +110,15 @@ def test_the_exchange_rate_is_said_with_what_is_not_known() -> None:
     rate = ExchangeRate(
         human_pairs=200, accuracy=0.71, relation="=", rate=2.0, low=1.2, high=None, confidence=0.95
     )
-    assert rate_words(rate) == (
-        "At 200 human pairs (71.0 % held out) one human label is worth 2.00 AI labels (95 % "
+    assert rate_words(rate, "ai_hard") == (
+        "At 200 human pairs (71.0 % held out) one human label is worth 2.00 ai_hard labels (95 % "
         "interval: 1.20 to not bounded)."
     )
-    more = rate_words(rate.model_copy(update={"relation": ">="}))
-    assert more.startswith("All AI labels together do not reach 200 human pairs")
-    assert "2.00 AI labels or more" in more
-    assert "2.00 AI labels or fewer" in rate_words(rate.model_copy(update={"relation": "<="}))
+    more = rate_words(rate.model_copy(update={"relation": ">="}), "ai_hard")
+    assert more.startswith("All ai_hard labels together do not reach 200 human pairs")
+    assert "2.00 ai_hard labels or more" in more
+    fewer = rate_words(rate.model_copy(update={"relation": "<="}), "ai_hard")
+    assert "2.00 ai_hard labels or fewer" in fewer
 
 
 def test_disagreement_is_called_systematic_by_its_p_alone() -> None:
@@ -152,9 +153,9 @@ def test_a_rate_that_is_bounded_on_neither_side_is_none() -> None:
         high=None,
         confidence=0.95,
     )
-    assert rate_words(rate) == (
-        "No exchange rate is shown at 34 human pairs (40.0 % held out): it is bounded on neither "
-        "side."
+    assert rate_words(rate, "ai_soft") == (
+        "No exchange rate in ai_soft labels is shown at 34 human pairs (40.0 % held out): it is "
+        "bounded on neither side."
     )
 
 

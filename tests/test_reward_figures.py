@@ -94,22 +94,52 @@ def test_the_card_tells_the_human_ceiling_beside_the_accuracy() -> None:
         base="b", labeler="human", train_groups=3, members=4, figures=found, scaled=True
     )
     assert found is not None
-    assert f"the temperature {found.calibration.temperature:.3g} that calibrates" in card
     assert "orders 67 %" in card
     assert "73 to 77 %" in card
     assert "An ensemble of 4 members" in card
 
 
+def many(pairs: int, wrong: int) -> tuple[list[PreferenceGroup], dict[str, list[float]]]:
+    """So many pairs, of which the first `wrong` are ordered otherwise than labelled."""
+    groups = [group_of(f"p{i}", "one", "other") for i in range(pairs)]
+    return groups, {f"p{i}": [0.0, 2.0] if i < wrong else [2.0, 0.0] for i in range(pairs)}
+
+
+def test_a_temperature_stands_beside_the_number_of_pairs_it_is_of() -> None:
+    found = reward_figures(*many(50, wrong=10), {}, 0)
+    assert found is not None
+    # Ten of fifty wrong at a difference of 2 nats: 2 / T = log 4.
+    assert found.temperature == pytest.approx(2 / math.log(4), abs=1e-6)
+    card = model_card(
+        base="b", labeler="human", train_groups=3, members=1, figures=found, scaled=True
+    )
+    assert "the temperature 1.44, of 50 held-out pairs, that calibrates" in card
+    assert "Expected calibration error on 50 pairs 0.081, " in card
+    assert "### Reliability" in card
+
+
+def test_too_few_pairs_calibrate_nothing_and_it_is_said() -> None:
+    found = reward_figures(*many(49, wrong=10), {}, 0)
+    assert found is not None
+    assert found.temperature is None
+    card = model_card(
+        base="b", labeler="human", train_groups=3, members=1, figures=found, scaled=True
+    )
+    assert "No temperature calibrates differences: 49 held-out pairs are too few." in card
+    assert "Of its calibration nothing is told: too few pairs (49)." in card
+    assert "### Reliability" not in card
+
+
 def test_a_temperature_that_no_held_out_pair_gives_is_said_to_be_none(tmp_path: Path) -> None:
     # Ordered as labelled, every one: the surer the likelier, without an end.
-    right = {"a": [9.0, 1.0], "b": [9.0, 1.0], "c": [1.0, 9.0]}
-    found = reward_figures(GROUPS, right, {}, 0)
+    groups, scores = many(50, wrong=0)
+    found = reward_figures(groups, scores, {}, 0)
     assert found is not None
     assert found.calibration.temperature is None
     card = model_card(
         base="b", labeler="human", train_groups=3, members=1, figures=found, scaled=True
     )
-    assert "No temperature calibrates differences" in card
+    assert "No temperature calibrates differences: all of 50 held-out pairs are" in card
     write_scale(scale_of([[1.0], [2.0]], found.calibration.temperature), tmp_path)
     scale = read_scale(tmp_path)
     assert scale is not None

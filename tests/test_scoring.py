@@ -37,7 +37,7 @@ from rlaif.types import Message, Prompt, Response
 pytestmark = pytest.mark.usefixtures("one_thread")
 Cli = Callable[..., Finished]
 Row = dict[str, Any]
-SCALE = RewardScale(mean=(1.0,), std=(2.0,), responses=9, temperature=0.5)
+SCALE = RewardScale(mean=(1.0,), std=(2.0,), responses=9, temperature=0.5, pairs=120)
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +119,7 @@ def test_each_layout_gets_its_columns_and_keeps_its_own(
         for name, value in added.items():
             assert sum(_flat(found[name])) == pytest.approx(sum(_flat(value)), abs=1e-5), name
     assert "chosen scores above rejected in" in done.out
+    assert "p_chosen: temperature 0.5, of 120 held-out pairs" in done.out
 
 
 def _flat(value: Any) -> list[float]:

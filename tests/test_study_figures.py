@@ -21,11 +21,22 @@ from planted_study import (
 
 from rlaif.errors import SetupError
 from rlaif.evaluate.overoptimization import kl_of_best_of
+from rlaif.evaluate.study.arm_records import KINDS, Difference
 from rlaif.evaluate.study.data import StudyData
+from rlaif.evaluate.study.family import comparisons
 from rlaif.evaluate.study.figures import family_of, kin_of, study_report
 from rlaif.evaluate.study.limits import limits
-from rlaif.evaluate.study.records import KINDS, Difference, StudyReport
-from rlaif.evaluate.study.words import alarms, headline, planned_words, warnings
+from rlaif.evaluate.study.records import StudyReport
+from rlaif.evaluate.study.summary import headline
+from rlaif.evaluate.study.words import (
+    alarms,
+    calibrated,
+    flipped_words,
+    planned_words,
+    rate_and_money,
+    verdict_words,
+    warnings,
+)
 
 MANY = 600
 
@@ -299,34 +310,96 @@ def test_with_few_prompts_nothing_is_shown_and_it_is_said_what_is_lacking() -> N
     for found in report.differences:
         assert found.detectable is not None
         assert found.detectable > 0.1
-    told = " ".join(item for of in limits(report) for item in of.items)
+    told = " ".join(limits(report).sentences)
     assert "shown neither to differ nor to be within 5.00 points" in told
     assert "of arms that are alike takes" in told
 
 
-def test_what_a_study_does_not_show_is_said_once_a_kind() -> None:
+def test_every_comparison_is_told_once_with_its_p_and_the_primary_ones_first() -> None:
     report = study_report(planted(Plan(shares=(0.25, 0.5))))
-    found = {of.title: of for of in limits(report)}
-    assert list(found) == [
-        "Held-out accuracy of the reward model by people's labels",
-        "Held-out accuracy of DPO by people's labels",
-        "Win rates against start",
-        "Win rates against human",
-        "Reward model against DPO on the same labels",
-        "Best of n against the policy of the same labels",
-        "KL from the start",
-        "Refusals",
-        "The exchange rate",
+    (table,) = limits(report).tables
+    names = [row[0] for row in table.rows]
+    assert names[:2] == ["† reward model: ai_soft − human", "† ai_soft against human"]
+    # Three arms: 3 · 2 accuracies, 3 + 2 win rates, and 3 · 2 of reward model against DPO.
+    assert len(names) == len(set(names)) == 17
+    assert names[-1] == "noise_matched: reward model − DPO"
+    assert [name.startswith("†") for name in names] == [True] * 2 + [False] * 15
+    assert "in two families: 2 primary ones and 15 others" in limits(report).note
+
+
+def test_p_is_adjusted_in_each_family_by_itself() -> None:
+    report = study_report(planted(Plan(prompts=60)))
+    primary = [d for d in comparisons(report) if d.primary]
+    assert [(d.a, d.b) for d in primary] == [
+        ("ai_soft", "human"),
+        ("ai_soft against human", "one half"),
     ]
-    assert [len(of.items) for of in found.values()] == [3, 3, 3, 2, 3, 3, 3, 4, 3]
-    assert found["KL from the start"].items[0].startswith("human: ")
-    assert (
-        "At one KL: no, 4 answers are too few."
-        in found["Best of n against the policy of the same labels"].items[0]
-    )
-    # One interval of one win rate.
-    for item in found["Win rates against start"].items:
-        assert item.count("[") == 1
+    p, other = sorted((d.p, d.p_holm) for d in primary if d.p is not None)
+    # The smaller of two is doubled, the larger is at least that.
+    assert p[1] == min(1.0, 2 * p[0])
+    assert other[1] == max(p[1], other[0])
+    others = [d for d in comparisons(report) if not d.primary]
+    smallest = min(others, key=lambda d: d.p or 1.0)
+    assert smallest.p is not None
+    assert smallest.p_holm == min(1.0, 15 * smallest.p)
+
+
+def test_what_is_found_only_by_itself_is_not_called_different(better: StudyReport) -> None:
+    (found,) = [d for d in better.differences if (d.a, d.b, d.primary) == ("ai_soft", "human", 1)]
+    assert verdict_words(found) == "different"
+    assert verdict_words(found.model_copy(update={"p_holm": 0.051})) == "different by itself"
+
+
+def test_without_ai_soft_the_primary_comparison_is_that_of_ai_hard() -> None:
+    arms = ("human", "ai_hard", "noise_matched")
+    plan = Plan(arms=arms, right=dict.fromkeys(arms, 0.7), wins=dict.fromkeys(arms, 0.5))
+    report = study_report(planted(plan))
+    assert {d.a for d in comparisons(report) if d.primary} == {"ai_hard", "ai_hard against human"}
+
+
+def test_the_flips_of_the_control_are_counted_by_seed() -> None:
+    data = planted(Plan(prompts=40, seeds=2))
+    judged = {c.prompt_id: c for c in data.comparisons}
+    # The judge decides 38 training pairs, and 9 of them otherwise than people.
+    labelled = [c for c in data.comparisons if not c.prompt_id.startswith("train")]
+    for i, g in enumerate(g for g in data.groups if g.split == "train"):
+        as_people = g.comparisons[0].p_first
+        p = None if i < 2 else (1.0 - as_people if i < 11 else as_people)
+        labelled.append(comparison(judged[g.prompt.id].prompt_id, p))
+    report = study_report(data._replace(comparisons=labelled))
+    assert [(f.seed, f.flipped, f.labels) for f in report.training.flipped] == [
+        (0, 9, 38),
+        (1, 9, 38),
+    ]
+    (said,) = flipped_words(report)
+    assert "9 of 38 · 9 of 38 (by seed) are flipped at random" in said
+    arms = ("human", "ai_soft")
+    assert study_report(planted(Plan(arms=arms))).training.flipped == ()
+
+
+def test_a_curve_ends_in_the_accuracy_and_interval_of_the_whole() -> None:
+    report = study_report(planted(Plan(shares=(0.25, 0.5))))
+    assert report.curve is not None
+    for arm, curve in (("human", report.curve.human), ("ai_soft", report.curve.ai)):
+        (whole,) = [a for a in report.accuracies if (a.kind, a.arm) == ("reward_model", arm)]
+        assert curve.accuracies[-1] == whole.on_human
+        assert all(a.low is not None and a.clusters == 40 for a in curve.accuracies)
+
+
+def test_of_few_pairs_no_calibration_is_told() -> None:
+    report = study_report(planted())
+    assert report.held_out.pairs == 40
+    assert calibrated(report.accuracies[0], 49) == "too few pairs (49)"
+    assert calibrated(report.accuracies[0], 50).endswith(", n 50)")
+
+
+def test_an_exchange_rate_names_the_arm_whose_labels_it_is_in() -> None:
+    arms = ("human", "ai_hard")
+    plan = Plan(arms=arms, right=dict.fromkeys(arms, 0.7), wins=dict.fromkeys(arms, 0.5))
+    report = study_report(planted(plan._replace(shares=(0.25, 0.5))))
+    told = rate_and_money(report)
+    assert all("ai_hard labels" in sentence for sentence in told[:3])
+    assert "AI labels" not in " ".join(told)
 
 
 def test_an_arm_without_a_scored_comparison_is_named() -> None:
@@ -401,8 +474,8 @@ def test_the_judges_agreement_is_recovered(better: StudyReport) -> None:
 
 def test_the_headline_says_which_arm_is_better(better: StudyReport) -> None:
     told = "\n".join(headline(better))
-    assert "ai_soft − human, held-out accuracy of the reward model" in told
-    assert told.count("different.") == 3
+    assert "† ai_soft − human, held-out accuracy of the reward model" in told
+    assert told.count("different (p 0.012).") == 2
     assert "warning" not in told
 
 

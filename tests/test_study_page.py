@@ -7,15 +7,24 @@ import json
 import re
 import subprocess
 import sys
+from html import unescape
 from html.parser import HTMLParser
+from itertools import combinations
 from pathlib import Path
 
+import matplotlib as mpl
 import pytest
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 from planted_study import Plan, given, planted
 
+from rlaif.evaluate.plots import STYLE
 from rlaif.evaluate.study.figures import study_report
 from rlaif.evaluate.study.page import write_study
+from rlaif.evaluate.study.plots import LOOKS, plots
 from rlaif.evaluate.study.records import StudyReport
+from rlaif.evaluate.study.summary import headline_words
+from rlaif.evaluate.study.words import alarms, warnings
 
 CURVE = (0.25, 0.5)
 EVIL = '</div><script>alert("x")</script> | ``` \n\n# no heading'
@@ -197,3 +206,113 @@ def test_a_study_without_intervals_is_written_as_well(tmp_path: Path) -> None:
     assert found["accuracies"][0]["on_human"]["value"] == 0.5
     assert found["against_start"] == {}
     assert "No exchange rate" in (tmp_path / "study.md").read_text(encoding="utf-8")
+
+
+def headings(folder: Path) -> tuple[list[str], list[str]]:
+    """Of the Markdown and of the page, in order."""
+    text = (folder / "study.md").read_text(encoding="utf-8")
+    page = (folder / "study.html").read_text(encoding="utf-8")
+    return re.findall(r"^##+ (.*)$", text, re.MULTILINE), re.findall(r"<h[23]>(.*?)</h[23]>", page)
+
+
+def test_the_page_and_the_markdown_have_one_order(folder: Path) -> None:
+    in_markdown, on_page = headings(folder)
+    boxes = ("These comparisons are not fair", "Before you trust it", "In short")
+    plain = [unescape(title).replace("'", "’") for title in on_page if title not in boxes]
+    assert [title.replace("'", "’") for title in in_markdown] == plain
+    assert in_markdown[0] == "Main figures"
+    assert in_markdown[-2:] == ["What this does and does not show", "All comparisons"]
+
+
+def test_a_report_begins_with_ten_lines_at_most_and_the_main_table(tmp_path: Path) -> None:
+    """One seed, nine prompts, one verdict lost, arms trained unlike, a judge that labelled …"""
+    data = planted(Plan(prompts=9, seeds=1, shares=CURVE, compared_by="openai/gpt-5"))
+    other = {
+        key: unit._replace(trained=unit.trained.model_copy(update={"steps": i}))
+        for i, (key, unit) in enumerate(data.units.items())
+    }
+    still = {
+        key: of._replace(log_ratios=[(i, 0.0) for i, _ in of.log_ratios])
+        for key, of in data.said.items()
+    }
+    found = study_report(data._replace(units=other, said=still, verdicts=data.verdicts[:3]))
+    assert len([*alarms(found), *warnings(found), *headline_words(found)]) > 10
+    write_study(found, tmp_path)
+    text = (tmp_path / "study.md").read_text(encoding="utf-8")
+    top, rest = text.split("\n## Main figures\n")
+    lines = [line for line in top.splitlines() if line.startswith(("- ", "> - "))]
+    assert len(lines) == 10
+    more = re.search(r"(\d+) more warnings? under the table", top)
+    assert more is not None
+    under = rest.split("\n## More warnings\n")[1].split("\n## ")[0]
+    assert len([line for line in under.splitlines() if line.startswith("- ")]) == int(more[1])
+    for sentence in warnings(found):
+        assert text.count(escaped(sentence)) == 1
+
+
+def escaped(sentence: str) -> str:
+    return sentence.replace("_", "\\_").replace("[", "\\[").replace("]", "\\]")
+
+
+def test_the_main_table_has_every_arm_and_marks_the_primary_comparisons(folder: Path) -> None:
+    text = (folder / "study.md").read_text(encoding="utf-8")
+    table = text.split("\n## Main figures\n")[1].strip().split("\n\n")[0].splitlines()
+    assert [line.split(" | ")[0] for line in table[2:]] == [
+        "| start",
+        "| human",
+        "| ai\\_soft",
+        "| noise\\_matched",
+    ]
+    assert [line.count("†") for line in table] == [0, 0, 0, 0, 2, 0]
+
+
+def test_the_curves_intervals_stand_beside_its_plot(folder: Path, report: StudyReport) -> None:
+    assert report.curve is not None
+    with (folder / "csv" / "learning_curve.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["arm"] == "ai_soft"]
+    assert [int(row["pairs"]) for row in rows] == [25, 50, 100]
+    for row, of in zip(rows, report.curve.ai.accuracies, strict=True):
+        assert (float(row["value"]), float(row["low"])) == (of.value, of.low)
+        assert (float(row["high"]), int(row["prompts"])) == (of.high, of.clusters)
+        fit = report.curve.ai.a - report.curve.ai.b * float(row["pairs"]) ** -report.curve.ai.c
+        assert float(row["fit"]) == pytest.approx(fit)
+
+
+FIVE = ("human", "ai_soft", "ai_hard", "mixed", "noise_matched")
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_no_text_of_a_plot_lies_on_another_or_on_what_is_drawn(seeds: int) -> None:
+    plan = Plan(
+        arms=FIVE,
+        seeds=seeds,
+        right=dict.fromkeys(FIVE, 0.7),
+        wins=dict.fromkeys(FIVE, 0.5),
+        shares=(0.25, 0.5, 0.9, 0.95),
+    )
+    for plot in plots(study_report(planted(plan))):
+        with mpl.rc_context(STYLE):
+            figure = Figure(figsize=plot.size, layout="constrained")
+            axes = figure.subplots()
+            plot.draw(axes)
+            figure.draw_without_rendering()
+        hidden = set()
+        for axis in (axes.xaxis, axes.yaxis):
+            low, high = sorted(axis.get_view_interval())
+            ticks = zip(axis.get_majorticklocs(), axis.get_majorticklabels(), strict=True)
+            hidden |= {label for at, label in ticks if not low <= at <= high}
+        texts = [t for t in figure.findobj(Text) if t.get_visible() and t.get_text().strip()]
+        texts = [t for t in texts if t not in hidden]
+        boxes = [t.get_window_extent() for t in texts]
+        for (one, box), (other, beside) in combinations(zip(texts, boxes, strict=True), 2):
+            assert not box.overlaps(beside), (plot.name, one.get_text(), other.get_text())
+        for text, box in zip(texts, boxes, strict=True):
+            assert not box.overlaps(axes.bbox), (plot.name, text.get_text())
+            assert text.get_fontsize() >= 9
+            assert figure.bbox.padded(1).containsx(box.x0), (plot.name, text.get_text())
+            assert figure.bbox.padded(1).containsx(box.x1), (plot.name, text.get_text())
+
+
+def test_lines_of_arms_are_told_apart_without_colour() -> None:
+    looks = {(str(look.line), look.marker) for look in LOOKS.values()}
+    assert len(looks) == len({marker for _, marker in looks}) == len(FIVE)

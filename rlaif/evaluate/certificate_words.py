@@ -270,7 +270,7 @@ def _calibrated(of: CalibrationFigures | None) -> list[str]:
     helps = (
         "of all pairs none is likeliest: all are right, or no more than chance"
         if of.temperature is None
-        else f"all: {number(of.temperature)}"
+        else f"all {counted(of.n, 'pair')}: {number(of.temperature)}"
     )
     scaled = (
         ""

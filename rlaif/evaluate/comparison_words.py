@@ -86,16 +86,18 @@ def systematic_words(found: Systematic | None) -> list[str]:
     return [sentence, "So it is not noise alone."]
 
 
-def rate_words(rate: ExchangeRate) -> str:
-    """Of an exchange rate."""
+def rate_words(rate: ExchangeRate, arm: str) -> str:
+    """Of an exchange rate of people's labels in those of `arm`."""
     here = f"{counted(rate.human_pairs, 'human pair')} ({percent(rate.accuracy, 1)} held out)"
     if rate.low is None and rate.high is None:
-        return f"No exchange rate is shown at {here}: it is bounded on neither side."
-    worth = f"one human label is worth {number(rate.rate)} AI labels"
+        return (
+            f"No exchange rate in {arm} labels is shown at {here}: it is bounded on neither side."
+        )
+    worth = f"one human label is worth {number(rate.rate)} {arm} labels"
     if rate.relation == ">=":
-        said = f"All AI labels together do not reach {here}: {worth} or more"
+        said = f"All {arm} labels together do not reach {here}: {worth} or more"
     elif rate.relation == "<=":
-        said = f"The fewest AI labels that were tried reach {here}: {worth} or fewer"
+        said = f"The fewest {arm} labels that were tried reach {here}: {worth} or fewer"
     else:
         said = f"At {here} {worth}"
     low, high = ("not bounded" if x is None else number(x) for x in (rate.low, rate.high))

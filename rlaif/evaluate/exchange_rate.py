@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from rlaif.evaluate.estimates import Array, Names
-from rlaif.evaluate.intervals import RESAMPLES
-from rlaif.types import Probability, Record
+from rlaif.evaluate.estimates import Array, Names, arm_mean
+from rlaif.evaluate.intervals import RESAMPLES, Interval
+from rlaif.types import Record
 
 DECAYS = np.geomspace(0.05, 2.0, 24)
 """Exponents c that are tried; the smallest is nearly a + b log n."""
@@ -35,8 +35,9 @@ class LearningCurve(Record):
     """accuracy(n) = a - b n^-c with b >= 0: the power law of learning curves."""
 
     pairs: tuple[int, ...]
-    accuracies: tuple[Probability, ...]
-    """Means over seeds and held-out pairs."""
+    accuracies: tuple[Interval, ...]
+    """Means over seeds and held-out pairs, as of other prompts and other seeds; no ends with one
+    prompt or one seed."""
     a: float
     """What ever more pairs would come to, as far as the law holds beyond them."""
     b: float
@@ -121,12 +122,14 @@ def exchange_rates(
     curves = [
         LearningCurve(
             pairs=tuple(int(n) for n in n_S),
-            accuracies=tuple(of_RS[0].tolist()),
+            accuracies=tuple(
+                arm_mean(of_EM.T, prompt_M).interval(confidence) for of_EM in credit_SEM
+            ),
             a=fit.a_R[0],
             b=fit.b_R[0],
             c=fit.c_R[0],
         )
-        for n_S, of_RS, fit in zip((human_S, ai_S), accuracy_RS, fits, strict=True)
+        for (n_S, credit_SEM), fit in zip(measured, fits, strict=True)
     ]
     return ExchangeRates(
         human=curves[0],

@@ -18,6 +18,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
+from rlaif.evaluate import wording
 from rlaif.evaluate.intervals import Interval
 from rlaif.evaluate.overoptimization import Overoptimization
 from rlaif.evaluate.schema import Report
@@ -31,6 +32,9 @@ LIGHT = {
     "base": "#7a818c",
 }
 """Role -> colour. No two may be equal: the SVG is turned into CSS variables by colour."""
+
+MARKERS = {"rm": "o", "dpo": "s", "base": "D"}
+"""Role -> marker, so that print without colour tells them apart."""
 
 STYLE: Any = {
     "svg.hashsalt": "rlaif",
@@ -132,7 +136,8 @@ def draw_loss(axes: Any, curves: Sequence[Curve], title: str) -> None:
 
 
 def draw_dots(axes: Any, dots: Sequence[Dot], line: float, title: str, share: bool = True) -> None:
-    """Estimates with their intervals, top to bottom, and the value that means "no effect"."""
+    """Estimates with their intervals, top to bottom, and the value that means "no effect"; their
+    numbers stand in a column beside the axes, where they cross nothing."""
     scale = 100.0 if share else 1.0
     axes.grid(axis="x", color=LIGHT["grid"], linewidth=0.8)
     axes.set_axisbelow(True)
@@ -142,16 +147,15 @@ def draw_dots(axes: Any, dots: Sequence[Dot], line: float, title: str, share: bo
         if interval.low is not None and interval.high is not None:
             ends = [interval.low * scale, interval.high * scale]
             axes.plot(ends, [row, row], color=color, linewidth=2.2, solid_capstyle="round")
-        axes.plot(interval.value * scale, row, "o", color=color, markersize=7.5)
-        figure = f"{interval.value * scale:.0f} %" if share else f"{interval.value:+.1f}"
+        axes.plot(interval.value * scale, row, MARKERS[dot.color], color=color, markersize=6.5)
         axes.annotate(
-            figure.replace("-", "−"),
-            (interval.value * scale, row),
-            xytext=(0, 8),
-            textcoords="offset points",
-            ha="center",
+            wording.share(interval, line) if share else wording.amount(interval),
+            (1.02, row),
+            xycoords=("axes fraction", "data"),
+            annotation_clip=False,
+            va="center",
             fontsize=9,
-            color=color,
+            color=LIGHT["ink"],
         )
     axes.set_yticks(range(len(dots)), [dot.label for dot in dots], color=LIGHT["ink"])
     axes.tick_params(axis="y", length=0)

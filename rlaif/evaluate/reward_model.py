@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from rlaif.evaluate.calibration import CalibrationFigures, calibration
+from rlaif.evaluate.calibration import FEW_PAIRS, CalibrationFigures, calibration
 from rlaif.evaluate.heldout import (
     ScoredPair,
     Scores,
@@ -53,6 +53,13 @@ class RewardFigures(Record):
     """Against the votes of each principle alone."""
     by_source: tuple[Slice, ...]
     """By the prompts' tags."""
+
+    @property
+    def temperature(self) -> float | None:
+        """Calibrates differences; None where it is not found, or found on too few pairs."""
+        few = self.calibration.n < FEW_PAIRS
+        return None if few else self.calibration.temperature
+
     length_probe: Interval
     """Nats of score that a hundred further characters go with, within a prompt: the slope of score
     differences by length differences. Above 0 the model likes length."""
@@ -193,16 +200,9 @@ def model_card(
             "",
         ]
     if scaled:
-        temperature = None if figures is None else figures.calibration.temperature
         lines += [
             "`reward.json` has the mean and standard deviation of the scores on the start policy's "
-            + (
-                "own responses. No temperature calibrates differences: no pair was held out, or "
-                "all that were are ordered as labelled, or no more of them than by chance."
-                if temperature is None
-                else f"own responses, and the temperature {temperature:.3g} that calibrates "
-                "differences."
-            ),
+            f"own responses{_temperature_words(figures)}",
             "",
         ]
     if figures is None:
@@ -216,13 +216,7 @@ def model_card(
         "",
         f"A hundred further characters go with {amount(figures.length_probe)} nats.",
         "",
-        f"Expected calibration error {scores.raw.ece:.3f}"
-        + (
-            f", {scores.scaled.ece:.3f} after scaling by a temperature of other prompts"
-            if scores.scaled
-            else ""
-        )
-        + f"; log loss {scores.raw.log_loss:.3f} nats, {np.log(2):.3f} for a coin.",
+        _calibration_words(scores),
         "",
     ]
     for title, found in (
@@ -243,9 +237,39 @@ def model_card(
                 for s in found
             ]
             lines.append("")
+    if scores.n < FEW_PAIRS:
+        return "\n".join(lines)
     bins = [b for b in scores.bins_raw if b.n]
     lines += ["### Reliability", "| confidence | n | right |", "|---|---|---|"]
     lines += [
         f"| {percent(b.confidence or 0)} | {b.n} | {percent(b.accuracy or 0)} |" for b in bins
     ]
     return "\n".join([*lines, ""])
+
+
+def _temperature_words(figures: RewardFigures | None) -> str:
+    """What goes on from the mean and standard deviation in `reward.json`."""
+    none = ". No temperature calibrates differences: "
+    if figures is None:
+        return f"{none}no pair was held out."
+    n = counted(figures.calibration.n, "held-out pair")
+    if figures.calibration.n < FEW_PAIRS:
+        return f"{none}{n} {'is' if figures.calibration.n == 1 else 'are'} too few."
+    if figures.temperature is None:
+        return f"{none}all of {n} are ordered as labelled, or no more of them than by chance."
+    return f", and the temperature {figures.temperature:.3g}, of {n}, that calibrates differences."
+
+
+def _calibration_words(of: CalibrationFigures) -> str:
+    n = counted(of.n, "pair")
+    if of.n < FEW_PAIRS:
+        return f"Of its calibration nothing is told: too few pairs ({of.n:,})."
+    scaled = (
+        f", {of.scaled.ece:.3f} after scaling by a temperature of other prompts"
+        if of.scaled
+        else ""
+    )
+    return (
+        f"Expected calibration error on {n} {of.raw.ece:.3f}{scaled}; log loss "
+        f"{of.raw.log_loss:.3f} nats, {np.log(2):.3f} for a coin."
+    )

@@ -31,6 +31,11 @@ def number(x: float, like: float | None = None) -> str:
     return f"{rounded:,.{decimals}f}".replace("-", "−") if rounded else "0"
 
 
+def p_text(p: float) -> str:
+    """`0.031`, `under 0.001`, `1`."""
+    return "under 0.001" if p < 0.001 else "1" if p >= 0.9995 else f"{p:.3f}"
+
+
 def share(interval: Interval, reference: float | None = None) -> str:
     """`93 % [88 %, 97 %]`; with a decimal where whole percents would hide on which side of
     `reference` an end lies."""

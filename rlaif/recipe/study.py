@@ -15,7 +15,8 @@ from rlaif.errors import SetupError, TooManyFailures
 from rlaif.evaluate.study.data import StudySettings, read_study
 from rlaif.evaluate.study.figures import study_report
 from rlaif.evaluate.study.records import HumanSection
-from rlaif.evaluate.study.words import headline, planned_words
+from rlaif.evaluate.study.summary import headline
+from rlaif.evaluate.study.words import planned_words
 from rlaif.files import full_disk, need_space, read_jsonl
 from rlaif.judge.config import JudgeConfig
 from rlaif.models.gate import Gate

@@ -15,7 +15,7 @@ from rlaif.gold.layouts import NoPair, answered, context_of
 from rlaif.judge.design import sampled
 from rlaif.progress import progress
 from rlaif.rows import Chunk, Row, RowSource, RowWriter, chunked, open_rows, row_writer
-from rlaif.train.scale import Score, best
+from rlaif.train.scale import RewardScale, Score, best
 from rlaif.train.settings import ScoringSettings, check_directory, require_torch
 from rlaif.types import Message, Prompt
 
@@ -70,7 +70,15 @@ def run_score(model: str, rows: str, out: Path | None, config: ScoringConfig) ->
     if layout is PAIR and told.pairs:
         share = told.right / told.pairs
         lines.append(f"chosen scores above rejected in {share:.1%} of {told.pairs:,} pairs")
+        lines.append(f"p_chosen: {_calibrated_by(told.scale)}")
     return [*lines, *told.left_out()]
+
+
+def _calibrated_by(scale: RewardScale | None) -> str:
+    if scale is None or scale.temperature is None:
+        return "sigmoid of the raw difference; no temperature calibrates it"
+    of = "an unknown number of" if scale.pairs is None else f"{scale.pairs:,}"
+    return f"temperature {scale.temperature:.3g}, of {of} held-out pairs"
 
 
 def run_best_of_n(
@@ -110,6 +118,7 @@ class _Told:
     def __init__(self) -> None:
         self.rows = self.scores = self.too_long = self.pairs = self.right = 0
         self.max_length = 0
+        self.scale: RewardScale | None = None
         self.sizes: Counter[int] = Counter()
         """Rows by how many of their responses have a score."""
 
@@ -161,7 +170,7 @@ def _run(
         max_length=config.max_length,
         dtype=config.dtype,
     )
-    told.max_length = rewards.max_length
+    told.max_length, told.scale = rewards.max_length, rewards.scale
     with progress("scoring", total, "rows") as advance, writer.opened() as write:
         for chunk in source.chunks():
             items = [_item(source, layout, *numbered) for numbered in chunk.numbered()]

@@ -77,11 +77,13 @@ def _describe(
     responses = {r.id: r.text for r in read_jsonl(work.responses, Response)}
     votes = votes_of(groups, read_jsonl(work.comparisons, Comparison), responses)
     figures = reward_figures(groups, scores, votes, work.seed)
-    temperature = figures.calibration.temperature if figures else None
     seen = [s for row in members for s in row if s is not None]
     scaled = False
     try:
-        write_scale(scale_of(seen, temperature), out)
+        if figures is None or figures.temperature is None:
+            write_scale(scale_of(seen), out)
+        else:
+            write_scale(scale_of(seen, figures.temperature, figures.calibration.n), out)
         scaled = True
     except ValueError as e:
         say(f"reward model: {e}; its scores are not normalised")

@@ -62,7 +62,7 @@ class Grader:
                 file=self._name,
                 fix="train a reward model that tells answers apart",
             )
-        self.scale = scale_of(raw_NM, temperature=None)
+        self.scale = scale_of(raw_NM)
         scores_N = combined(self.scale.normalised(raw_NM), self._how)
         self._zero, self._unit = float(scores_N.mean()), float(scores_N.std())
 

@@ -31,8 +31,10 @@ class RewardScale(Record):
     """How many responses these are of."""
     temperature: float | None = Field(gt=0)
     """sigmoid(difference of mean raw scores / temperature) is the calibrated P(first preferred).
-    None where held-out labels give none: there were none, or all are ordered as labelled, or no
+    None where held-out labels give none: there were too few, or all are ordered as labelled, or no
     more of them than by chance."""
+    pairs: int | None = Field(default=None, ge=1)
+    """How many held-out pairs that temperature is of; None: without one, or not known."""
 
     def normalised(self, raw_NM: npt.ArrayLike) -> Array:
         """Raw scores (..., M) with mean 0 and variance 1 on the start policy's responses, so that
@@ -75,9 +77,12 @@ def best(scores_K: list[Score | None]) -> Best:
     return Best(max(known, key=lambda one: one[1])[0] if known else None, scores_K)
 
 
-def scale_of(scores_NM: npt.ArrayLike, temperature: float | None) -> RewardScale:
+def scale_of(
+    scores_NM: npt.ArrayLike, temperature: float | None = None, pairs: int | None = None
+) -> RewardScale:
     """The scale on which these raw scores of the start policy's responses (N, M) have mean 0 and
-    variance 1. Raises ValueError where a member gives all of them the same score."""
+    variance 1, with the temperature that so many held-out pairs gave. Raises ValueError where a
+    member gives all of them the same score."""
     scores_NM = np.asarray(scores_NM, dtype=np.float64)
     std_M = scores_NM.std(axis=0)
     if not (std_M > 0).all():
@@ -87,6 +92,7 @@ def scale_of(scores_NM: npt.ArrayLike, temperature: float | None) -> RewardScale
         std=tuple(std_M.tolist()),
         responses=len(scores_NM),
         temperature=temperature,
+        pairs=pairs,
     )
 
 

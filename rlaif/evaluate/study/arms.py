@@ -15,11 +15,7 @@ from rlaif.evaluate.calibration import calibration
 from rlaif.evaluate.estimates import Array, arm_difference, arm_mean, clustered
 from rlaif.evaluate.metrics import agreement, longer_wins, pair_accuracy
 from rlaif.evaluate.rank_correlation import RankCorrelation, rank_correlation
-from rlaif.evaluate.study.data import StudyData, Unit
-from rlaif.evaluate.study.difference import difference
-from rlaif.evaluate.study.labels import Pair, pairs_of
-from rlaif.evaluate.study.policies import best_of
-from rlaif.evaluate.study.records import (
+from rlaif.evaluate.study.arm_records import (
     KINDS,
     ArmAccuracy,
     Difference,
@@ -27,6 +23,10 @@ from rlaif.evaluate.study.records import (
     Kind,
     SameLabels,
 )
+from rlaif.evaluate.study.data import StudyData, Unit
+from rlaif.evaluate.study.difference import difference
+from rlaif.evaluate.study.labels import Pair, pairs_of
+from rlaif.evaluate.study.policies import best_of
 
 
 class HeldOutPairs(NamedTuple):

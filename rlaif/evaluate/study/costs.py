@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rlaif.arms import curve_arms
-from rlaif.evaluate.study.document import Section, Table, usd_cell
+from rlaif.evaluate.study.document import Section, Table, share_cell, usd_cell
 from rlaif.evaluate.study.records import Spent, StudyReport
 from rlaif.evaluate.study.words import MODELS, rate_and_money
-from rlaif.evaluate.wording import number, percent
+from rlaif.evaluate.wording import number
 
 
 def cost(report: StudyReport) -> Section:
@@ -55,12 +55,12 @@ def cost(report: StudyReport) -> Section:
     ]
     if report.curve is not None:
         human, ai = report.curve.human, report.curve.ai
-        rows = zip(human.pairs, human.accuracies, ai.pairs, ai.accuracies, strict=True)
+        rows = zip(human.pairs, human.accuracies, ai.accuracies, strict=True)
         tables.append(
             Table(
                 "Held-out accuracy of reward models by people's labels",
                 ("training pairs", *curve_arms(report.arms)),
-                [(f"{n:,}", percent(h, 1), percent(a, 1)) for n, h, _, a in rows],
+                [(f"{n:,}", share_cell(h), share_cell(a)) for n, h, a in rows],
             )
         )
     plots = ["learning_curve"] if report.curve is not None else []

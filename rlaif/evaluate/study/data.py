@@ -14,7 +14,8 @@ from rlaif.callstore import CallStore
 from rlaif.errors import SetupError
 from rlaif.evaluate.heldout import Scores
 from rlaif.evaluate.schema import ConstitutionFacts
-from rlaif.evaluate.study.records import HumanSection, Kind, Spent
+from rlaif.evaluate.study.arm_records import Kind
+from rlaif.evaluate.study.records import HumanSection, Spent
 from rlaif.files import read_jsonl
 from rlaif.models.prices import FREE, Price
 from rlaif.types import Comparison, Judgment, PreferenceGroup, Response

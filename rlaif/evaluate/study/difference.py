@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from rlaif.evaluate.equivalence import equivalence
 from rlaif.evaluate.estimates import DIFFERENCE, Estimate, Part
+from rlaif.evaluate.multiplicity import p_value
 from rlaif.evaluate.power import detectable, needed_for_equivalence
-from rlaif.evaluate.study.records import Difference
+from rlaif.evaluate.study.arm_records import Difference
 
 ASSUMED_VARIANCE = 0.25
 """Of one prompt's difference, before anything is measured: two arms that order each pair alike in
@@ -13,13 +14,17 @@ three of four cases have it."""
 
 
 def difference(a: str, b: str, measure: str, estimate: Estimate, margin: float) -> Difference:
-    """What an estimate of a less b shows, and what it would have missed."""
+    """What an estimate of a less b shows, and what it would have missed. Its place among the
+    others is given by `family.adjusted`."""
     return Difference(
         a=a,
         b=b,
         measure=measure,
         estimate=estimate,
         interval=estimate.interval(),
+        p=p_value(estimate),
+        p_holm=None,
+        primary=False,
         found=equivalence(estimate, margin),
         detectable=detectable(estimate),
         prompts_needed=needed_for_equivalence(estimate, margin),

@@ -19,14 +19,6 @@ class Table(NamedTuple):
     note: str = ""
 
 
-class Group(NamedTuple):
-    """A paragraph under a heading of its own, and a list of what it is about."""
-
-    title: str
-    said: str
-    items: Sequence[str]
-
-
 class Section(NamedTuple):
     title: str
     sentences: Sequence[str] = ()
@@ -34,7 +26,6 @@ class Section(NamedTuple):
     plots: Sequence[str] = ()
     """Names of plots."""
     examples: Sequence[Disagreement] = ()
-    groups: Sequence[Group] = ()
     note: str = ""
 
 

@@ -9,8 +9,9 @@ from itertools import groupby
 import numpy as np
 
 import rlaif
-from rlaif.arms import START, curve_arms
+from rlaif.arms import START, arm_groups, curve_arms, labels_of, paired
 from rlaif.evaluate.exchange_rate import ExchangeRates, Measured, exchange_rates
+from rlaif.evaluate.noise_control import flip_to
 from rlaif.evaluate.study.arms import (
     HeldOutPairs,
     accuracies,
@@ -21,9 +22,18 @@ from rlaif.evaluate.study.arms import (
     same_labels,
 )
 from rlaif.evaluate.study.data import StudyData, Unit
+from rlaif.evaluate.study.family import adjusted
 from rlaif.evaluate.study.labels import labels, pairs_of
 from rlaif.evaluate.study.policies import policies, win_rates
-from rlaif.evaluate.study.records import Cost, Kin, Run, StudyReport, Training, Worth
+from rlaif.evaluate.study.records import (
+    Cost,
+    Flipped,
+    Kin,
+    Run,
+    StudyReport,
+    Training,
+    Worth,
+)
 
 FAMILIES = {
     "gpt": r"gpt|chatgpt|davinci|o[1345](?:-|$)",
@@ -77,7 +87,7 @@ def study_report(data: StudyData) -> StudyReport:
     of = measured(data)
     cost = _cost(data)
     curve = _curve(data, of)
-    return StudyReport(
+    report = StudyReport(
         name=settings.name,
         description=settings.description,
         seed=settings.seed,
@@ -104,6 +114,7 @@ def study_report(data: StudyData) -> StudyReport:
         worth=_worth(curve, cost),
         training=_training(data),
     )
+    return adjusted(report)
 
 
 def _cost(data: StudyData) -> Cost:
@@ -173,7 +184,30 @@ def _training(data: StudyData) -> Training:
         alike = list(of)
         for field in ("pairs", "steps", "response_tokens", "dropped_responses"):
             unequal += _unequal(alike, field, f"{kind}, seed {seed}, {share:.0%} of the pairs")
-    return Training(runs=tuple(runs), unequal=tuple(unequal))
+    return Training(runs=tuple(runs), flipped=_flipped(data), unequal=tuple(unequal))
+
+
+def _flipped(data: StudyData) -> tuple[Flipped, ...]:
+    """The labels of noise_matched made again, as they were for its training, beside people's."""
+    settings = data.settings
+    if "noise_matched" not in settings.arms:
+        return ()
+    human, ai = (
+        [g for g in of if g.split == "train"] for of in paired(data.groups, data.comparisons)
+    )
+    found = []
+    for seed in range(settings.seeds):
+        noisy = arm_groups(
+            "noise_matched",
+            human,
+            ai,
+            settings.seed + seed,
+            lambda labels, agreement, lot: flip_to(labels, agreement, lot).tolist(),
+        )
+        pairs = list(zip(labels_of(human), labels_of(noisy), strict=True))
+        apart = sum(ours != theirs for ours, theirs in pairs)
+        found.append(Flipped(seed=seed, flipped=apart, labels=len(pairs)))
+    return tuple(found)
 
 
 def _unequal(runs: Sequence[Run], field: str, where: str) -> list[str]:

@@ -2,81 +2,116 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from rlaif.evaluate.comparison_words import difference_words, points
+from rlaif.evaluate.equivalence import ALPHA
+from rlaif.evaluate.study.arm_records import Difference
+from rlaif.evaluate.study.document import NONE, Section, Table, needed_cell
+from rlaif.evaluate.study.family import comparisons
+from rlaif.evaluate.study.records import StudyReport
+from rlaif.evaluate.study.summary import PRIMARY
+from rlaif.evaluate.study.words import MODELS, verdict_words
+from rlaif.evaluate.wording import counted, number, p_text, percent
 
-from rlaif.arms import START
-from rlaif.evaluate.comparison_words import difference_words, length_words, rate_words
-from rlaif.evaluate.study.document import NONE, Group, amount_cell, share_cell
-from rlaif.evaluate.study.records import BestOf, Difference, StudyReport, WinRate
-from rlaif.evaluate.study.words import nats
-from rlaif.evaluate.wording import counted
 
-
-def limits(report: StudyReport) -> Iterator[Group]:
-    """What each kind of comparison shows and does not."""
-    units = f"{counted(report.held_out.prompts, 'prompt')}, {counted(report.seeds, 'seed')} an arm"
-    for measure in dict.fromkeys(d.measure for d in report.differences):
-        yield Group(
-            f"{measure[0].upper()}{measure[1:]}",
-            f"Over {units}: how arms order held-out pairs. It does not say whose policy is better.",
-            [_said(d, report) for d in report.differences if d.measure == measure],
-        )
-    judged = f"By {report.compared_by}: what that judge prefers, which people need not."
-    for second, rates in (("start", report.against_start), ("human", report.against_human)):
-        items = [" ".join(win_words(rate, report)) for rate in rates.values()]
-        yield Group(f"Win rates against {second}", judged, items or [NONE])
-    yield Group(
-        "Reward model against DPO on the same labels",
-        f"Over {units}, by people's labels: a difference may come from the settings of either as "
-        "well as from the method.",
-        [f"{of.arm}: {_said(of.difference, report)}" for of in report.same_labels],
-    )
-    yield Group(
-        "Best of n against the policy of the same labels",
-        f"{judged} Only at one KL is it reward model against policy and nothing else.",
+def limits(report: StudyReport) -> Section:
+    """Every comparison of the study with what it could have found, and what none of them says."""
+    found = comparisons(report)
+    return Section(
+        "What this does and does not show",
         [
-            f"{' '.join(win_words(of.best_of.rate, report))} At one KL: {at_one_kl(of.best_of)}."
-            for of in report.same_labels
-            if of.best_of is not None
-        ]
-        or [NONE],
-    )
-    policies = [p for p in report.policies if p.arm != START]
-    yield Group(
-        "KL from the start",
-        "How far a policy has moved, not whether for the better; arms of unlike KL were compared "
-        "at unlike distance.",
-        [f"{p.arm}: {amount_cell(p.kl)} nats; by seed {nats(p.kl_by_seed)}." for p in policies],
-    )
-    yield Group(
-        "Refusals",
-        "Told by phrases on a few prompts: they tell arms apart, not how safe one is; a refusal in "
-        "other words is not seen.",
-        [
-            f"{p.arm}: refuses {share_cell(p.refuses_harmless)} of harmless prompts and "
-            f"{share_cell(p.refuses_harmful)} of harmful ones."
-            for p in report.policies
+            *(
+                f"{PRIMARY} {_measure(d)}{difference_words(d.a, d.b, d.estimate, report.margin)}"
+                for d in found
+                if d.primary
+            ),
+            *_scope(report),
         ],
+        [
+            Table(
+                "All comparisons",
+                (
+                    "",
+                    "points",
+                    "p",
+                    "p by Holm",
+                    "verdict",
+                    "80 % power from",
+                    "prompts needed",
+                    "seeds needed",
+                ),
+                [
+                    (
+                        f"{PRIMARY + ' ' if d.primary else ''}{_measure(d)}{_sides(d)}",
+                        points(d.interval).removesuffix(" points"),
+                        NONE if d.p is None else p_text(d.p),
+                        NONE if d.p_holm is None else p_text(d.p_holm),
+                        verdict_words(d),
+                        _detectable(d),
+                        needed_cell(d.prompts_needed),
+                        needed_cell(d.seeds_needed),
+                    )
+                    for d in found
+                ],
+                "Needed: to show with 80 % chance that arms which are alike are so, the other of "
+                "the two as it is.",
+            )
+        ],
+        note=_multiplicity(found),
     )
-    yield Group(
-        "The exchange rate",
-        "Of reward models' held-out accuracy by people's labels, within the sizes that were tried: "
-        "of policies, of more labels and of another judge it says nothing.",
-        ["There is none."] if report.curve is None else list(map(rate_words, report.curve.rates)),
+
+
+def _scope(report: StudyReport) -> list[str]:
+    units = f"{counted(report.held_out.prompts, 'prompt')}, {counted(report.seeds, 'seed')} an arm"
+    said = [
+        f"All figures are over {units} of this study: of other data, models or constitutions they "
+        "say nothing.",
+        "Held-out accuracy is how arms order pairs, not whose policy is better.",
+        f"Win rates are what {report.compared_by} prefers, which people need not.",
+        "Reward model against DPO: a difference may come from the settings of either as well as "
+        "from the method. Best of n against the policy is reward model against policy and nothing "
+        "else only at one KL.",
+        "KL is how far a policy has moved, not whether for the better; arms of unlike KL were "
+        "compared at unlike distance.",
+        "Refusals are told by phrases on a few prompts: they tell arms apart, not how safe one is; "
+        "a refusal in other words is not seen.",
+    ]
+    if report.curve is not None:
+        said.append(
+            "The exchange rate is of reward models' held-out accuracy within the sizes that were "
+            "tried: of policies, of more labels and of another judge it says nothing."
+        )
+    return said
+
+
+def _multiplicity(found: list[Difference]) -> str:
+    first = [d for d in found if d.primary and d.p is not None]
+    others = [d for d in found if not d.primary and d.p is not None]
+    return (
+        f"{counted(len(first) + len(others), 'comparison')} with an interval, in two families: "
+        f"{counted(len(first), 'primary one', 'primary ones')} and "
+        f"{counted(len(others), 'other', 'others')}. Of one comparison in twenty without a "
+        "difference a 95 % interval excludes zero. Holm's (1979) adjustment of p keeps the chance "
+        f"of any such mistake in a family at {percent(ALPHA)}, however the comparisons depend on "
+        "each other. Intervals, power and “alike” are of each comparison by itself. What is found "
+        "among the others is a lead for another study."
     )
 
 
-def win_words(rate: WinRate, report: StudyReport) -> list[str]:
-    """Of one policy against another."""
-    return [_said(rate.difference, report), *length_words(rate.corrected)]
+def _detectable(found: Difference) -> str:
+    """The smallest difference that would be found with 80 % chance."""
+    if found.detectable is None:
+        return NONE
+    most = found.estimate.bounds[1]
+    return "none" if found.detectable > most else f"{number(100 * found.detectable)} points"
 
 
-def _said(found: Difference, report: StudyReport) -> str:
-    return difference_words(found.a, found.b, found.estimate, report.margin)
+def _measure(found: Difference) -> str:
+    """`reward model: ` or `DPO: ` of an accuracy between arms, `human: ` of one within an arm."""
+    within = found.measure.rpartition(", arm ")
+    if within[1]:
+        return f"{within[2]}: "
+    return next((f"{name}: " for name in MODELS.values() if f" {name} " in found.measure), "")
 
 
-def at_one_kl(of: BestOf) -> str:
-    """Whether the best of n is compared at the policy's KL."""
-    if None in of.kl_of_policy:
-        return "KL unknown"
-    return "as near as n allows" if of.reached else f"no, {of.most} answers are too few"
+def _sides(found: Difference) -> str:
+    return found.a if found.b == "one half" else f"{found.a} − {found.b}"

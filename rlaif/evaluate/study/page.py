@@ -15,8 +15,8 @@ from rlaif.evaluate.page import render
 from rlaif.evaluate.study.document import Section, Table
 from rlaif.evaluate.study.plots import Format, Plot, plots
 from rlaif.evaluate.study.records import StudyReport
-from rlaif.evaluate.study.sections import facts, sections
-from rlaif.evaluate.study.words import alarms, headline_words, warnings
+from rlaif.evaluate.study.sections import sections
+from rlaif.evaluate.study.summary import summary
 from rlaif.evaluate.wording import percent
 from rlaif.files import write_bytes, write_text
 
@@ -44,10 +44,7 @@ def page(report: StudyReport, found: Sequence[Plot]) -> str:
     return render(
         "study.html.j2",
         report=report,
-        facts=facts(report),
-        headline=headline_words(report),
-        alarms=alarms(report),
-        warnings=warnings(report),
+        summary=summary(report),
         sections=list(sections(report)),
         examples=EXAMPLES,
         plots={plot.name: plot.inline() for plot in found},
@@ -61,31 +58,30 @@ def markdown(report: StudyReport, found: Sequence[Plot]) -> str:
 
 def _lines(report: StudyReport, plots: dict[str, Plot]) -> Iterator[str]:
     yield f"# {_text(report.name)}: human labels against AI labels"
-    yield f"\n{_text(report.description)}\n"
-    for kind, said in (("CAUTION", alarms(report)), ("WARNING", warnings(report))):
+    if report.description:
+        yield f"\n{_text(report.description)}"
+    yield ""
+    short = summary(report)
+    for kind, said in (("CAUTION", short.alarms), ("WARNING", short.warnings)):
         if said:
             yield f"> [!{kind}]"
             yield from (f"> - {_text(sentence)}" for sentence in said)
             yield ""
-    yield from _table(Table("", ("", ""), facts(report)))
-    yield "\n## In short\n"
-    yield from (f"- {_text(sentence)}" for sentence in headline_words(report))
+    yield from (f"- {_text(sentence)}" for sentence in short.sentences)
     for section in sections(report):
         yield from _section(section, plots)
 
 
 def _section(section: Section, plots: dict[str, Plot]) -> Iterator[str]:
-    yield f"\n## {_text(section.title)}\n"
+    yield f"\n## {_text(section.title)}"
+    if section.sentences:
+        yield ""
     yield from (f"- {_text(sentence)}" for sentence in section.sentences)
     for name in section.plots:
         yield f"\n![{_text(plots[name].title)}](plots/{name}.svg)"
         yield f"\n[Numbers](csv/{name}.csv) · [PDF](plots/{name}.pdf)"
     for table in section.tables:
         yield from _table(table)
-    for group in section.groups:
-        yield f"\n### {_text(group.title)}\n"
-        yield f"{_text(group.said)}\n"
-        yield from (f"- {_text(item)}" for item in group.items)
     if section.examples:
         yield f"\n### {EXAMPLES}\n"
     for example in section.examples:

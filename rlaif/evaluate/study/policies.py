@@ -18,9 +18,9 @@ from rlaif.evaluate.heldout import CREDIT
 from rlaif.evaluate.intervals import Interval
 from rlaif.evaluate.length_corrected import length_corrected
 from rlaif.evaluate.overoptimization import kl_of_best_of
+from rlaif.evaluate.study.arm_records import BestOf, Policy, WinRate
 from rlaif.evaluate.study.data import Said, StudyData, texts
 from rlaif.evaluate.study.difference import difference
-from rlaif.evaluate.study.records import BestOf, Policy, WinRate
 
 HALF = (-0.5, 0.5)
 """A win rate less one half."""

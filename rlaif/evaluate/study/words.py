@@ -6,21 +6,20 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from rlaif.arms import curve_arms
+from rlaif.evaluate.calibration import FEW_PAIRS
 from rlaif.evaluate.comparison_words import (
-    points,
+    length_words,
     points_of,
     rate_words,
     systematic_words,
 )
+from rlaif.evaluate.equivalence import ALPHA
 from rlaif.evaluate.headline import FEW_PROMPTS, MANY_LOST
 from rlaif.evaluate.intervals import excludes
 from rlaif.evaluate.power import POWER, detectable, needed_for_equivalence
+from rlaif.evaluate.study.arm_records import ArmAccuracy, BestOf, Difference
 from rlaif.evaluate.study.difference import ASSUMED_VARIANCE, assumed
-from rlaif.evaluate.study.records import (
-    ArmAccuracy,
-    Difference,
-    StudyReport,
-)
+from rlaif.evaluate.study.records import StudyReport
 from rlaif.evaluate.wording import amount, counted, number, percent, reasons, share
 
 STILL = 0.01
@@ -63,36 +62,12 @@ def planned_words(prompts: int, margin: float, pairs: int) -> str:
     )
 
 
-def headline(report: StudyReport) -> list[str]:
-    """For the terminal: warnings, then the main sentences."""
-    warned = [f"warning: {warning}" for warning in (*alarms(report), *warnings(report))]
-    return warned + headline_words(report)
-
-
-def headline_words(report: StudyReport) -> list[str]:
-    """The main sentences."""
-    said = agreement_words(report)[:1]
-    for arm in _ai_arms(report):
-        said += [_short(d) for d in report.differences if (d.a, d.b) == (arm, "human")]
-        if (rate := report.against_human.get(arm)) is not None:
-            said.append(
-                f"{arm} wins {share(rate.rate, 0.5)} against human by {report.compared_by}: "
-                f"{VERDICTS[rate.difference.found.verdict]}."
-            )
-    if report.curve is not None:
-        said.append(rate_words(report.curve.rates[-1]))
+def verdict_words(found: Difference) -> str:
+    """In a word or two; what a comparison shows by itself alone is not what it shows among many."""
+    said = VERDICTS[found.found.verdict]
+    if found.found.verdict == "different" and (found.p_holm is None or found.p_holm > ALPHA):
+        return f"{said} by itself"
     return said
-
-
-def _ai_arms(report: StudyReport) -> list[str]:
-    return [arm for arm in ("ai_soft", "ai_hard") if arm in report.arms]
-
-
-def _short(found: Difference) -> str:
-    return (
-        f"{found.a} − {found.b}, {found.measure}: {points(found.interval)}: "
-        f"{VERDICTS[found.found.verdict]}."
-    )
 
 
 def alarms(report: StudyReport) -> list[str]:
@@ -107,10 +82,11 @@ def alarms(report: StudyReport) -> list[str]:
         "evaluation.judge to a model of another family.",
     }
     said = [of_kin[report.kin]] if report.kin in of_kin else []
-    return said + [
-        f"The {unequal}. A comparison of these arms is one of that, too."
-        for unequal in report.training.unequal
-    ]
+    unequal = report.training.unequal
+    if unequal:
+        more = f" {len(unequal) - 1} more in study.json." if len(unequal) > 1 else ""
+        said.append(f"The {unequal[0]}. A comparison of these arms is one of that, too.{more}")
+    return said
 
 
 def warnings(report: StudyReport) -> list[str]:
@@ -135,10 +111,13 @@ def warnings(report: StudyReport) -> list[str]:
             f"{report.held_out.left_out:,} held-out pairs were too long for a model and are left "
             "out of every accuracy."
         )
-    for arm, rate in (*report.against_start.items(), *report.against_human.items()):
-        compared = rate.rate.n * report.seeds + rate.unscored + rate.left_out
-        if rate.unscored > MANY_LOST * compared:
-            said.append(f"{rate.unscored:,} comparisons of {arm}'s policy got no verdict.")
+    lost_of = {
+        rate.difference.a: rate.unscored
+        for rate in (*report.against_start.values(), *report.against_human.values())
+        if rate.unscored > MANY_LOST * (rate.rate.n * report.seeds + rate.unscored + rate.left_out)
+    }
+    if lost_of:
+        said.append(f"Comparisons of policies without a verdict: {reasons(lost_of)}.")
     said += _missing(report) + _alike_shares(report)
     still = [p.arm for p in report.policies if p.kl is not None and p.kl.value < STILL]
     if still:
@@ -206,12 +185,44 @@ def baseline_words(report: StudyReport) -> list[str]:
 
 def best_of_words(report: StudyReport) -> list[str]:
     """Where a reward model's picks do not go as far as the policy."""
-    return [
-        f"{of.arm}: the best of {of.best_of.most} answers is as far as the reward model can go, "
-        f"less than the policy's KL of {nats(of.best_of.kl_of_policy)}: the two are not compared "
-        "at one KL (answers.best_of)."
+    short = [
+        of.arm
         for of in report.same_labels
         if of.best_of is not None and not of.best_of.reached and None not in of.best_of.kl_of_policy
+    ]
+    if not short:
+        return []
+    return [
+        f"Of {', '.join(short)} the best of n goes less far from the start than the policy, with "
+        "all answers that there are (answers.best_of): the two are not compared at one KL."
+    ]
+
+
+def at_one_kl(of: BestOf) -> str:
+    """Whether the best of n is compared at the policy's KL."""
+    if None in of.kl_of_policy:
+        return "KL unknown"
+    return "as near as n allows" if of.reached else f"no, {of.most} answers are too few"
+
+
+def length_said(report: StudyReport) -> list[str]:
+    """Which win rates go with length."""
+    said = []
+    for rate in (*report.against_start.values(), *report.against_human.values()):
+        _, *more = length_words(rate.corrected)
+        said += [f"{rate.difference.a}: {' '.join(more)}"] if more else []
+    return said
+
+
+def flipped_words(report: StudyReport) -> list[str]:
+    """Of the control's labels."""
+    found = report.training.flipped
+    if not found:
+        return []
+    told = " · ".join(f"{of.flipped:,} of {of.labels:,}" for of in found)
+    return [
+        f"noise_matched: of people's training labels {told} (by seed) are flipped at random, as "
+        "many as the judge decides otherwise."
     ]
 
 
@@ -225,13 +236,14 @@ def rate_and_money(report: StudyReport) -> list[str]:
     if report.curve is None:
         both = " and ".join(curve_arms(report.arms))
         return [f"No exchange rate: fewer than three sizes of both {both} were trained."]
-    said = [rate_words(rate) for rate in report.curve.rates]
+    arm = curve_arms(report.arms)[1]
+    said = [rate_words(rate, arm) for rate in report.curve.rates]
     signs = {"=": "", ">=": "at least ", "<=": "at most "}
     for rate, worth in zip(report.curve.rates, report.worth, strict=False):
         said.append(
             f"In money: at {counted(worth.human_pairs, 'human pair')} a human label for "
-            f"{_usd(worth.human_usd)} is worth {signs[rate.relation]}{_usd(worth.ai_usd)} of AI "
-            "labels."
+            f"{_usd(worth.human_usd)} is worth {signs[rate.relation]}{_usd(worth.ai_usd)} of "
+            f"{arm} labels."
         )
     if not report.worth:
         said.append(f"Not in money: {_unpriced(report)}.")
@@ -285,11 +297,14 @@ def _alike_shares(report: StudyReport) -> list[str]:
     ]
 
 
-def calibrated(of: ArmAccuracy) -> str:
-    """ECE before and after a temperature that the other half of the prompts chose."""
+def calibrated(of: ArmAccuracy, pairs: int) -> str:
+    """ECE before and after a temperature that the other half of the prompts chose, and how many
+    held-out pairs it is of: under every seed the same."""
+    if pairs < FEW_PAIRS:
+        return f"too few pairs ({pairs:,})"
     found = of.calibration
     if found is None:
         return "no data"
     after = "" if found.scaled is None else f" → {number(found.scaled.ece)}"
     t = "none fits" if found.temperature is None else number(found.temperature)
-    return f"{number(found.raw.ece)}{after} (T {t})"
+    return f"{number(found.raw.ece)}{after} (T {t}, n {pairs:,})"
