@@ -110,6 +110,7 @@ def settings(plan: Plan) -> StudySettings:
         shares=plan.shares,
         margin=0.05,
         tie_margin=0.01,
+        examples=3,
         usd_per_human_label=plan.usd_per_human_label,
         labelling=[None],
         evaluating=[None],

@@ -147,6 +147,12 @@ def test_the_examples_are_those_of_which_the_judge_was_surest() -> None:
     assert [d.prompt_id for d in found.surest] == ["test-1", "test-3", "test-2"]
 
 
+def test_a_report_that_may_not_pass_the_data_on_shows_no_example() -> None:
+    data = by_hand()
+    data = data._replace(settings=data.settings._replace(examples=0))
+    assert study_report(data).labels.surest == ()
+
+
 def test_a_pair_that_the_judge_was_not_asked_about_is_counted() -> None:
     data = by_hand()
     found = study_report(data._replace(comparisons=data.comparisons[:4])).labels

@@ -242,6 +242,7 @@ def read(folder: Path, shares: tuple[float, ...] = ()) -> StudyData:
         shares=shares,
         margin=0.05,
         tie_margin=0.01,
+        examples=3,
         usd_per_human_label=None,
         labelling=[None],
         evaluating=[None],

@@ -46,6 +46,9 @@ class EvaluationConfig(Record):
     margin: float = Field(default=0.05, gt=0, lt=0.5)
     """Two arms whose difference (of win rates or accuracies) lies within this are equivalent; to be
     chosen before a figure is seen."""
+    examples: int = Field(default=3, ge=0)
+    """Disagreements of judge and people that the report shows in full, those of which the judge was
+    surest; 0 where the data may not be passed on."""
 
 
 class StudyConfig(Record):
@@ -240,6 +243,7 @@ def _report(config: StudyConfig, work: Workspace, gate: Gate) -> list[str]:
         shares=config.learning_curve,
         margin=config.evaluation.margin,
         tie_margin=config.judge.tie_margin,
+        examples=config.evaluation.examples,
         usd_per_human_label=config.human.usd_per_label,
         labelling=prices(config.judge),
         evaluating=prices(config.evaluating()),

@@ -39,6 +39,8 @@ class StudySettings(NamedTuple):
     margin: float
     tie_margin: float
     """Of the judge: a vote this near to one half names no winner."""
+    examples: int
+    """Disagreements shown in full."""
     usd_per_human_label: float | None
     labelling: Sequence[Price | None]
     """What each of the judges costs, in the order asked; None: not known."""

@@ -24,7 +24,6 @@ from rlaif.evaluate.study.records import Disagreement, Labels
 from rlaif.judge.aggregate import is_level
 from rlaif.types import Comparison, PreferenceGroup, Split
 
-EXAMPLES = 3
 AI_LABEL = {"A": 1.0, "B": 0.0, "tie": 0.5}
 
 
@@ -119,7 +118,7 @@ def labels(data: StudyData) -> Labels:
         )
         if winners
         else None,
-        surest=_surest(winners),
+        surest=_surest(winners, data.settings.examples),
     )
 
 
@@ -171,14 +170,14 @@ def _by_principle(pairs: Sequence[Pair], tie_margin: float, seed: int) -> dict[s
     )
 
 
-def _surest(winners: Sequence[Pair]) -> tuple[Disagreement, ...]:
+def _surest(winners: Sequence[Pair], most: int) -> tuple[Disagreement, ...]:
     """The disagreements with the highest confidence of the judge; equals by the prompt's id."""
     apart = sorted(
         (p for p in winners if p.ai != p.human),
         key=lambda p: (-abs(_p_first(p) - 0.5), p.prompt_id, p.first, p.second),
     )
     found = []
-    for pair in apart[:EXAMPLES]:
+    for pair in apart[:most]:
         chosen, rejected = pair.texts if pair.human == 1.0 else pair.texts[::-1]
         found.append(
             Disagreement(
