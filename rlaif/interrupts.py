@@ -56,6 +56,7 @@ def unswallowed() -> Iterator[None]:
     """Python drops a KeyboardInterrupt that meets a finaliser (`__del__`, a weak reference's
     callback): the task would run on as if nobody had stopped it. Here it comes again."""
     before = sys.unraisablehook
+    pending: list[threading.Timer] = []
 
     def again(lost: sys.UnraisableHookArgs) -> None:
         if not issubclass(lost.exc_type, KeyboardInterrupt):
@@ -64,6 +65,7 @@ def unswallowed() -> Iterator[None]:
         # Not at once: that would be inside this hook, where it is dropped as well.
         later = threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGTERM))
         later.daemon = True
+        pending.append(later)
         later.start()
 
     sys.unraisablehook = again
@@ -71,6 +73,12 @@ def unswallowed() -> Iterator[None]:
         yield
     finally:
         sys.unraisablehook = before
+        late = [later for later in pending if not later.finished.is_set()]
+        for later in late:
+            later.cancel()
+    if late:
+        # Once nobody takes it any more, the process would die of the signal without a word.
+        raise KeyboardInterrupt
 
 
 @contextmanager

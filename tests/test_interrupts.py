@@ -19,16 +19,17 @@ class StoppedWhileItGoes:
         time.sleep(0)
 
 
-def task() -> None:
-    """Ten seconds of work."""
+def task(seconds: float) -> None:
     with stoppable():
         held = StoppedWhileItGoes()
         del held
-        for _ in range(200):
-            time.sleep(0.05)
+        ends = time.monotonic() + seconds
+        while time.monotonic() < ends:
+            time.sleep(0.01)
 
 
-def test_a_stop_that_meets_a_finaliser_is_not_lost() -> None:
+@pytest.mark.parametrize("seconds", [10.0, 0.0], ids=["in the middle", "at the very end"])
+def test_a_stop_that_meets_a_finaliser_is_not_lost(seconds: float) -> None:
     with pytest.raises(typer.Exit) as ended:
-        task()
+        task(seconds)
     assert ended.value.exit_code == 130

@@ -20,7 +20,7 @@ from rlaif.models import embedded
 from rlaif.models.prices import Prices
 from rlaif.plan.estimate import Estimate, Plan, estimate
 from rlaif.plan.figures import Figure, exactly
-from rlaif.plan.study import UNANSWERED, UNDECIDED, trainings
+from rlaif.plan.study import ANOTHER, UNANSWERED, UNDECIDED, trainings
 from rlaif.plan.table import lines
 from rlaif.recipe import KINDS, LeeConfig, StudyConfig, load_as
 from rlaif.recipe.running import open_transformers
@@ -118,6 +118,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     before = planned(config, out)
     assert not out.exists()
     asyncio.run(run_stages(config, out))
+    write_text(out / "config.yaml", dump_config(config))
     cost = json.loads((out / "parts" / "cost.json").read_text(encoding="utf-8"))["value"]
     return Made(folder, before, cost, planned(config, out))
 
@@ -142,6 +143,20 @@ def test_what_a_study_was_answered_is_not_planned_again(made: Made) -> None:
     for name in ("judge", "arms", "head-to-head"):
         assert stage(made.after, name).stored == made.cost[name]["calls_made"]
     assert stage(made.after, "arms").seconds == exactly(0)
+
+
+def test_a_change_that_trains_anew_is_planned_with_all_that_hangs_on_it(made: Made) -> None:
+    for change in ("dpo.learning_rate=2e-3", "answers.max_tokens=9", "seed=1", "keep_weights=true"):
+        config = study(made.folder, change)
+        again, fresh = planned(config, made.out), planned(config, made.folder / "elsewhere")
+        assert ANOTHER in again.assumed
+        assert stage(again, "head-to-head").calls == stage(fresh, "head-to-head").calls
+        seconds = stage(again, "arms").seconds
+        assert seconds is None or seconds.point > 0.0
+
+
+def test_a_study_of_fewer_pairs_is_planned_beside_the_answers_of_more(made: Made) -> None:
+    assert ANOTHER in planned(study(made.folder, "human.limit=8"), made.out).assumed
 
 
 def test_comparisons_of_answers_that_are_there_are_counted_as_they_are(
@@ -233,7 +248,7 @@ def test_trainings_take_as_long_as_in_a_study_from_the_same_weights_and_are_coun
 
 
 def trained(config: StudyConfig, out: Path, *beside: Path) -> float:
-    seconds, _ = trainings(config, 8, out, beside)
+    seconds, _ = trainings(config, 8, out, beside, stands=True)
     assert seconds is not None
     assert seconds == Figure(seconds.point / 2, seconds.point, seconds.point * 2)
     return seconds.point
@@ -245,7 +260,7 @@ def test_weights_that_are_kept_take_the_disk_of_all_and_others_that_of_one(tmp_p
     sizes = []
     for keep in ("true", "false"):
         config = study(tmp_path, f"keep_weights={keep}", "seeds=3")
-        _, size = trainings(config, 8, tmp_path / "run", [])
+        _, size = trainings(config, 8, tmp_path / "run", [], stands=True)
         assert size is not None
         sizes.append(size.point)
     assert sizes[0] == pytest.approx(sizes[1] * 2 * 2 * 3)

@@ -110,7 +110,7 @@ class Arm:
     def __init__(self, folder: Path) -> None:
         gold = load_gold(pairs(folder, prompts=4, each=1)).pairs
         groups = grouped(gold, {opening(p.prompt): "train" for p in gold}).groups
-        self.plan = arms.Plan(groups, groups, groups)
+        self.plan = arms.Plan(groups, groups, groups, groups)
         self.work = Workspace(folder / "run", 0, {})
         self.start: Start = start_weights(None, "embedded/tiny-random", "dpo")
         self.folder = folder / "run" / "arms" / "human-0" / "reward_model"

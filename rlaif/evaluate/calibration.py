@@ -18,7 +18,7 @@ from rlaif.types import Probability, Record
 BINS = 15
 FEW_PAIRS = 50
 """Under so many an expected calibration error is mostly chance, and a temperature no better than
-none: neither is told or used."""
+none: neither is told or used of a reward model."""
 EDGE = 1e-6
 """Probabilities are kept this far from 0 and 1 where a logarithm is taken."""
 COLDEST, HOTTEST = 0.01, 100.0

@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import yaml
+
 from rlaif.arms import START, ArmName, asked_about, folder_of, paired, part_size
+from rlaif.config import differences, dump_config
 from rlaif.constitution import load_constitution
+from rlaif.evaluate.study.records import HumanSection
 from rlaif.files import each_jsonl, read_jsonl
 from rlaif.judge.aggregate import Pair
 from rlaif.judge.ask import Tiers
@@ -28,7 +32,12 @@ from rlaif.stages.train_rm import RewardModelConfig
 from rlaif.train.shapes import read_model
 from rlaif.types import Comparison, PreferenceGroup, Prompt, Response, Sampling
 from rlaif.workspace import STAMP, RunFolder
+from rlaif.yamlfile import YamlFile
 
+ANOTHER = (
+    "arms, head-to-head: what is there was made of another config or data and is counted as made "
+    "anew, all of it; what the change leaves alone is not, so this is the most"
+)
 UNDECIDED = (
     "arms, head-to-head: the judge decides every pair; what it leaves undecided is neither trained "
     "on nor answered, so this is the most"
@@ -46,7 +55,7 @@ def of_study(config: StudyConfig, out: Path, history: History, beside: Sequence[
     if config.evaluation.judge is not None:
         # For a mistake to be told by its own field: what follows knows `judge.model` alone.
         voice_of(evaluating.first, "evaluation.judge")
-    path, groups, _ = human.prepare(config.human, config.seed)
+    path, groups, section = human.prepare(config.human, config.seed)
     constitution, _ = load_constitution(config.judge.constitution)
     tiers = Tiers(config.judge, constitution, config.seed)
     of_evaluating = Tiers(evaluating, constitution, config.seed)
@@ -58,21 +67,35 @@ def of_study(config: StudyConfig, out: Path, history: History, beside: Sequence[
     responses = [(g.prompt, human.responses_of(g, path)) for g in groups]
     pairs = [p for p in fixed_design("all", responses, None, config.seed) if p.id in only]
     calls.judge("judge", config.judge, tiers, pairs, {})
-    labelled = _labelled(groups, calls, out)
+    same = _is_of(config, section, out)
+    labelled = _labelled(groups, calls, out) if same else None
     decided = groups if labelled is None else labelled
     asked = asked_of(config.answers, decided, config.seed)
-    policies = _Policies(config, out)
+    # What hangs on the labels is made of labels that a call to come may change.
+    stands = labelled is not None
+    policies = _Policies(config, out, stands=stands)
     matches, texts = policies.ask(calls, asked, {g.prompt.id: g.prompt for g in groups})
     calls.judge("head-to-head", evaluating, of_evaluating, matches, texts)
-    assumed = () if labelled is not None else (UNDECIDED,)
+    assumed = () if stands else (UNDECIDED,)
+    if not same and (out / "arms").is_dir():
+        assumed = (ANOTHER, *assumed)
     train = [g for g in decided if g.split == "train"]
     return Workload(
         tuple(s for s in STAGES if s != "certify" or config.judge.gate is not None),
         calls,
-        {"arms": trainings(config, len(train), out, beside)},
+        {"arms": trainings(config, len(train), out, beside, stands=stands)},
         _memory(config, train),
         assumed if policies.answered else (*assumed, UNANSWERED),
     )
+
+
+def _is_of(config: StudyConfig, section: HumanSection, out: Path) -> bool:
+    """Whether what is in the folder was made of this config and this data."""
+    path, before = out / "config.yaml", RunFolder(out).part("human")
+    if not path.is_file() or before is None or tuple(before["sha256"]) != section.sha256:
+        return False
+    now = yaml.safe_load(dump_config(config))
+    return not list(differences(YamlFile(path).value, now))
 
 
 def _labelled(
@@ -89,14 +112,16 @@ def _labelled(
 class _Policies:
     """The arms' policies and their start, as they are asked and compared."""
 
-    def __init__(self, config: StudyConfig, out: Path) -> None:
+    def __init__(self, config: StudyConfig, out: Path, *, stands: bool) -> None:
         self._config = config
         self._folder = out / "arms"
         base = config.policy.model if config.dpo.base is None else config.dpo.base
         self._vllm = by_vllm(base, config.answers.engine)
         self._policy, self._start = start_of(config.policy, config.dpo.base, out, vllm=self._vllm)
         units = units_of(config.arms, config.seeds, ())
-        self._identities = {unit.name: _answered_as(self._folder / unit.name) for unit in units}
+        self._identities = {
+            unit.name: _answered_as(self._folder / unit.name) if stands else None for unit in units
+        }
         self.answered = None not in self._identities.values()
         """Whether every policy has answered, and every reward model has picked."""
 
@@ -172,13 +197,19 @@ def _answered_as(folder: Path) -> str | None:
 
 
 def trainings(
-    config: StudyConfig, groups: int, out: Path, beside: Sequence[Path]
+    config: StudyConfig, groups: int, out: Path, beside: Sequence[Path], *, stands: bool
 ) -> tuple[Figure | None, Figure | None]:
-    """Seconds and bytes of the trainings that are not made yet, from so many train groups. Weights
-    that are not kept go once they have answered, so that one model's are there at a time."""
+    """Seconds and bytes of the trainings that are not made yet, from so many train groups; of all,
+    unless what is made `stands`. Weights that are not kept go once they have answered, so that one
+    model's are there at a time."""
     identity, folder = weights_at(config.dpo.base or config.policy.model)
     units = units_of(config.arms, config.seeds, config.learning_curve)
-    left = [(unit, kind) for unit in units for kind in unit.kinds if not _is_made(unit, kind, out)]
+    left = [
+        (unit, kind)
+        for unit in units
+        for kind in unit.kinds
+        if not (stands and _is_made(unit, kind, out))
+    ]
     seconds: list[Figure | None] = []
     for stage, section in _sections(config).items():
         sizes = [part_size(groups, unit.share) for unit, kind in left if kind == PARTS[stage]]

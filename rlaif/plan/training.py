@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from rlaif.arms import Trained
 from rlaif.datasets import load_prompts
 from rlaif.errors import SetupError
@@ -89,7 +91,11 @@ def _paces_of_arms(kind: str, identity: str, directory: Path) -> list[float]:
     except SetupError as e:
         say(f"left out: {e}")
         return []
-    made = [Trained.model_validate_json(file.read_text(encoding="utf-8")) for file in files]
+    try:
+        made = [Trained.model_validate_json(file.read_text(encoding="utf-8")) for file in files]
+    except ValidationError as e:
+        say(f"left out: {directory}: {str(e).splitlines()[0]}")
+        return []
     return [of.seconds / of.steps for of in made if start == identity and of.steps]
 
 

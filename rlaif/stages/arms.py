@@ -118,6 +118,8 @@ class Plan(NamedTuple):
     human: list[PreferenceGroup]
     """Pairs that both decided, under people's labels; both splits."""
     ai: list[PreferenceGroup]
+    train: list[PreferenceGroup]
+    """All train groups of people's data, whatever the judge decided."""
     held_out: list[PreferenceGroup]
     """All held-out groups of people's data, to be scored."""
 
@@ -148,7 +150,7 @@ async def run(
         untrained = serve_start(policy, base, start, answers.engine)
         best_of = await _start(untrained, answers, asked, bill, work)
         await work.pool.close_servers()
-        seen = [*(g for g in plan.human if g.split == "train"), *plan.held_out]
+        seen = [*plan.train, *plan.held_out]
         rows = reference_log_probs(seen, start, dpo, work)
         reference = dict(zip((g.prompt.id for g in seen), rows, strict=True))
         for number, unit in enumerate(units, 1):
@@ -188,7 +190,8 @@ def _plan(work: Workspace) -> Plan:
                 file=work.comparisons,
                 fix="take another judge, or more pairs",
             )
-    return Plan(human, ai, [g for g in every if g.split == "test"])
+    train, held_out = ([g for g in every if g.split == split] for split in ("train", "test"))
+    return Plan(human, ai, train, held_out)
 
 
 def _groups(unit: Unit, plan: Plan, seed: int) -> list[PreferenceGroup]:

@@ -13,7 +13,8 @@ Key = tuple[str, str, str]
 
 
 def comparisons(report: StudyReport) -> list[Difference]:
-    """Every comparison that the report shows with an interval, the primary ones first."""
+    """Every comparison of two arms, policies or methods whose interval the report shows, the
+    primary ones first; not the same win rates at equal length."""
     best_of = [of.best_of.rate for of in report.same_labels if of.best_of is not None]
     rates = (*report.against_human.values(), *report.against_start.values(), *best_of)
     found = [

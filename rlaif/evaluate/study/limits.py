@@ -63,8 +63,8 @@ def limits(report: StudyReport) -> Section:
 def _scope(report: StudyReport) -> list[str]:
     units = f"{counted(report.held_out.prompts, 'prompt')}, {counted(report.seeds, 'seed')} an arm"
     said = [
-        f"All figures are over {units} of this study: of other data, models or constitutions they "
-        "say nothing.",
+        f"Accuracies are over {units}; all figures are of this study's data, models and "
+        "constitution and say nothing of others.",
         "Held-out accuracy is how arms order pairs, not whose policy is better.",
         f"Win rates are what {report.compared_by} prefers, which people need not.",
         "Reward model against DPO: a difference may come from the settings of either as well as "
@@ -92,8 +92,9 @@ def _multiplicity(found: list[Difference]) -> str:
         f"{counted(len(others), 'other', 'others')}. Of one comparison in twenty without a "
         "difference a 95 % interval excludes zero. Holm's (1979) adjustment of p keeps the chance "
         f"of any such mistake in a family at {percent(ALPHA)}, however the comparisons depend on "
-        "each other. Intervals, power and “alike” are of each comparison by itself. What is found "
-        "among the others is a lead for another study."
+        "each other. Intervals, power and “alike” are of each comparison by itself; so are win "
+        "rates at equal length and the test of systematic disagreement, which are in neither "
+        "family. What is found among the others is a lead for another study."
     )
 
 

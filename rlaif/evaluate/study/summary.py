@@ -107,7 +107,7 @@ def main_table(report: StudyReport) -> Section:
         note=f"Accuracies are of the same {counted(report.held_out.pairs, 'held-out pair')}. "
         f"Square brackets hold {percent(0.95)} intervals over prompts and, where models were "
         f"trained, over seeds. {PRIMARY}: a primary comparison ({ai} against human), chosen before "
-        "the figures; its p is Holm's of the primary ones, all other p are of all others. Alike: "
-        f"within {alike} by two one-sided tests. Different: p by Holm at most 0.05; different by "
-        "itself: only without Holm. Not shown: neither.",
+        "the figures. p by Holm is of the primary ones, or of all other comparisons of arms. "
+        f"Alike: within {alike} by two one-sided tests. Different: p by Holm at most 0.05; "
+        "different by itself: only without Holm. Not shown: neither.",
     )
