@@ -117,6 +117,10 @@ def test_the_exchange_rate_is_said_with_what_is_not_known() -> None:
     more = rate_words(rate.model_copy(update={"relation": ">="}), "ai_hard")
     assert more.startswith("All ai_hard labels together do not reach 200 human pairs")
     assert "2.00 ai_hard labels or more" in more
+    open_ended = rate.model_copy(update={"relation": ">=", "low": 0.408, "high": None})
+    assert rate_words(open_ended, "ai_hard").endswith(
+        " or more by the curves, and 0.408 or more with 95 % confidence."
+    )
     fewer = rate_words(rate.model_copy(update={"relation": "<="}), "ai_hard")
     assert "2.00 ai_hard labels or fewer" in fewer
 

@@ -379,8 +379,14 @@ def test_the_flips_of_the_control_are_counted_by_seed() -> None:
     ]
     (said,) = flipped_words(report)
     assert "9 of 38 · 9 of 38 (by seed) are flipped at random" in said
+    assert "noise_matched has up to" not in "\n".join(warnings(report))
     arms = ("human", "ai_soft")
     assert study_report(planted(Plan(arms=arms))).training.flipped == ()
+
+
+def test_a_control_that_is_mostly_noise_is_warned_of() -> None:
+    told = "\n".join(warnings(study_report(planted(Plan(prompts=200, agree=0.5)))))
+    assert "comparisons with that arm say little" in told
 
 
 def test_a_curve_ends_in_the_accuracy_and_interval_of_the_whole() -> None:
@@ -481,7 +487,7 @@ def test_the_judges_agreement_is_recovered(better: StudyReport) -> None:
 def test_the_headline_says_which_arm_is_better(better: StudyReport) -> None:
     told = "\n".join(headline(better))
     assert "† ai_soft − human, held-out accuracy of the reward model" in told
-    assert told.count("different (p 0.012).") == 2
+    assert told.count("different (p by Holm 0.012).") == 2
     assert "warning" not in told
 
 

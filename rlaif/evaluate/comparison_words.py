@@ -100,6 +100,10 @@ def rate_words(rate: ExchangeRate, arm: str) -> str:
         said = f"The fewest {arm} labels that were tried reach {here}: {worth} or fewer"
     else:
         said = f"At {here} {worth}"
+    if rate.relation == ">=" and rate.low is not None and rate.high is None:
+        # A bound at equal sizes and an interval's end: two bounds must not read as one.
+        sure = percent(rate.confidence)
+        return f"{said} by the curves, and {number(rate.low)} or more with {sure} confidence."
     low, high = ("not bounded" if x is None else number(x) for x in (rate.low, rate.high))
     return f"{said} ({percent(rate.confidence)} interval: {low} to {high})."
 

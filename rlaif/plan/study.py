@@ -36,7 +36,8 @@ from rlaif.yamlfile import YamlFile
 
 ANOTHER = (
     "arms, head-to-head: what is there was made of another config or data and is counted as made "
-    "anew, all of it; what the change leaves alone is not, so this is the most"
+    "anew, all of it; what the change leaves alone is not, so this is the most (`rlaif run` takes "
+    "the folder with --reconfigure)"
 )
 UNDECIDED = (
     "arms, head-to-head: the judge decides every pair; what it leaves undecided is neither trained "

@@ -188,7 +188,8 @@ def _plan(work: Workspace) -> Plan:
             raise SetupError(
                 f"the judge decided none of the {split} pairs, so there is nothing to compare",
                 file=work.comparisons,
-                fix="take another judge, or more pairs",
+                fix="ask it otherwise, as with judge.mode=pointwise where it prefers one position, "
+                "or take another judge; `rlaif certify` tells",
             )
     train, held_out = ([g for g in every if g.split == split] for split in ("train", "test"))
     return Plan(human, ai, train, held_out)

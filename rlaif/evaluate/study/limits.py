@@ -53,7 +53,7 @@ def limits(report: StudyReport) -> Section:
                     for d in found
                 ],
                 "Needed: to show with 80 % chance that arms which are alike are so, the other of "
-                "the two as it is.",
+                f"the two as it is; {NONE}: no number is enough without more of the other.",
             )
         ],
         note=_multiplicity(found),

@@ -49,6 +49,7 @@ def _facts(report: StudyReport) -> Section:
     rows = [
         ("People's data", f"{' + '.join(human.sets)} ({human.layout}, {human.rows:,} rows)"),
         ("Pairs", f"{pairs['train']:,} to train on, {pairs['test']:,} held out"),
+        ("Of these, decided by the judge as well", _decided(report)),
         ("Left out", lost or "nothing"),
         ("Taken out of training as held out", _named(human.leaked)),
         ("Start of all arms", report.policy),
@@ -61,6 +62,17 @@ def _facts(report: StudyReport) -> Section:
         ("rlaif", report.rlaif),
     ]
     return Section("What was studied", tables=[Table("", ("", ""), rows)])
+
+
+def _decided(report: StudyReport) -> str:
+    """What the arms are trained on, and accuracy by the judge's labels is of."""
+    found = report.labels.by_split
+    shares = (("train", "to train on"), ("test", "held out"))
+    return ", ".join(
+        f"{found[split].pairs - found[split].ai_ties:,} {meant}"
+        for split, meant in shares
+        if split in found
+    )
 
 
 def _named(prompts: Sequence[str]) -> str:

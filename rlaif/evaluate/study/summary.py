@@ -62,7 +62,7 @@ def _primary(found: Difference, report: StudyReport) -> str:
         figure = f"{arm} wins {rate} against human by {report.compared_by}"
     else:
         figure = f"{found.a} − {found.b}, {found.measure}: {points(found.interval)}"
-    p = "" if found.p_holm is None else f" (p {p_text(found.p_holm)})"
+    p = "" if found.p_holm is None else f" (p by Holm {p_text(found.p_holm)})"
     return f"{PRIMARY} {figure}: {verdict_words(found)}{p}."
 
 

@@ -25,6 +25,8 @@ from rlaif.evaluate.wording import amount, counted, number, percent, reasons, sh
 STILL = 0.01
 """Nats a response."""
 FEW_SEEDS = 3
+NOISY = 0.4
+"""Share of flipped labels from which on a control teaches next to nothing."""
 FEW_HELD_OUT = 20
 """Under this many prompts only arms that differ on almost every one can be told apart."""
 VERDICTS = {"equivalent": "alike", "different": "different", "undecided": "not shown"}
@@ -119,6 +121,13 @@ def warnings(report: StudyReport) -> list[str]:
     if lost_of:
         said.append(f"Comparisons of policies without a verdict: {reasons(lost_of)}.")
     said += _missing(report) + _alike_shares(report)
+    noisy = [of.flipped / of.labels for of in report.training.flipped if of.labels]
+    if noisy and max(noisy) >= NOISY:
+        said.append(
+            f"noise_matched has up to {percent(max(noisy))} of its labels flipped, as the judge "
+            "agrees with people no more often: they say next to nothing of people's, or the "
+            "opposite, and comparisons with that arm say little."
+        )
     still = [p.arm for p in report.policies if p.kl is not None and p.kl.value < STILL]
     if still:
         said.append(
@@ -193,8 +202,8 @@ def best_of_words(report: StudyReport) -> list[str]:
     if not short:
         return []
     return [
-        f"Of {', '.join(short)} the best of n goes less far from the start than the policy, with "
-        "all answers that there are (answers.best_of): the two are not compared at one KL."
+        f"Even the best of all answers that there are (answers.best_of) is less far from the start "
+        f"than the policy, for {', '.join(short)}: the two are not compared at one KL."
     ]
 
 
