@@ -8,7 +8,7 @@ the labels themselves).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -60,6 +60,12 @@ def flip_to(label_M: npt.ArrayLike, agreement: float, seed: int) -> Array:
     chosen = decided[: round((1.0 - agreement) * len(decided))]
     flipped_M[chosen] = 1.0 - flipped_M[chosen]
     return flipped_M
+
+
+def flipped(labels_M: Sequence[float], agreement: float, seed: int) -> list[float]:
+    """`flip_to` as `arms.arm_groups` takes it."""
+    found: list[float] = flip_to(labels_M, agreement, seed).tolist()
+    return found
 
 
 def toward_choice(first_less_second_M: npt.ArrayLike, human_M: npt.ArrayLike) -> Array:

@@ -14,7 +14,7 @@ from pydantic import Field
 from rlaif.arms import START, ArmName, Trained, arm_groups, curve_arms, folder_of, paired, part_of
 from rlaif.datasets import load_prompts
 from rlaif.errors import SetupError
-from rlaif.evaluate.noise_control import flip_to
+from rlaif.evaluate.noise_control import flipped
 from rlaif.files import digest, need_space, read_jsonl, write_jsonl, write_text
 from rlaif.interrupts import interruptible
 from rlaif.models.client import Bill
@@ -200,12 +200,7 @@ def _groups(unit: Unit, plan: Plan, seed: int) -> list[PreferenceGroup]:
     ai = [g for g in plan.ai if g.split == "train"]
     # Parts are drawn by the seed alone, so that both arms of a curve see the same prompts.
     lot = seed + unit.seed
-
-    def flip(labels: Sequence[float], agreement: float, seed: int) -> list[float]:
-        flipped: list[float] = flip_to(labels, agreement, seed).tolist()
-        return flipped
-
-    return part_of(arm_groups(unit.arm, human, ai, lot, flip), unit.share, lot)
+    return part_of(arm_groups(unit.arm, human, ai, lot, flipped), unit.share, lot)
 
 
 def asked_of(config: AnswersConfig, decided: Sequence[PreferenceGroup], seed: int) -> Asked:

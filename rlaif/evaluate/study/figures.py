@@ -11,7 +11,7 @@ import numpy as np
 import rlaif
 from rlaif.arms import START, arm_groups, curve_arms, labels_of, paired
 from rlaif.evaluate.exchange_rate import ExchangeRates, Measured, exchange_rates
-from rlaif.evaluate.noise_control import flip_to
+from rlaif.evaluate.noise_control import flipped
 from rlaif.evaluate.study.arms import (
     HeldOutPairs,
     accuracies,
@@ -197,13 +197,7 @@ def _flipped(data: StudyData) -> tuple[Flipped, ...]:
     )
     found = []
     for seed in range(settings.seeds):
-        noisy = arm_groups(
-            "noise_matched",
-            human,
-            ai,
-            settings.seed + seed,
-            lambda labels, agreement, lot: flip_to(labels, agreement, lot).tolist(),
-        )
+        noisy = arm_groups("noise_matched", human, ai, settings.seed + seed, flipped)
         pairs = list(zip(labels_of(human), labels_of(noisy), strict=True))
         apart = sum(ours != theirs for ours, theirs in pairs)
         found.append(Flipped(seed=seed, flipped=apart, labels=len(pairs)))
